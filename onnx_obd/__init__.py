@@ -1,0 +1,5 @@
+"""onnx-obd: Optimal Brain Damage for ONNX models, proved in onnxruntime."""
+
+from onnx_obd.mirror.mirror import Mirror
+
+__all__ = ["Mirror"]

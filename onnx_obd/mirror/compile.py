@@ -1,0 +1,331 @@
+"""From a ModelProto to a program: names become slots, op types become operators of exact version.
+
+A node is, in this order: a call of a model-local function, whose body is compiled in its place; a registered
+operator; an operator that ONNX defines by a function body, compiled in its place; a boundary that onnxruntime runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import onnx
+import torch
+from onnx import AttributeProto
+
+from onnx_obd.errors import ModelError
+from onnx_obd.graph.load import graph_inputs
+from onnx_obd.graph.weights import Path, Weight, find_weights, read_tensor
+from onnx_obd.mirror.boundary import boundary
+from onnx_obd.mirror.program import CallWithBodies, Program, Step
+from onnx_obd.mirror.registry import Operator, lookup
+from onnx_obd.mirror.values import TORCH_DTYPE, from_tensor_proto, to_torch
+
+
+@dataclass
+class Compiled:
+    """A compiled model: the root program and what stands in its template."""
+
+    program: Program
+    input_names: tuple[str, ...]
+    parameters: dict[str, int]  # weight name -> slot
+    constants: dict[int, Any]  # slot -> value
+    names: dict[str, int]  # value name in the main graph -> slot
+    weights: dict[str, Weight]
+    boundaries: list[str] = field(default_factory=list)  # nodes run by onnxruntime
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Which torch dtype stands for which, and where: what ``.double()`` or ``.to("cuda")`` change."""
+
+    dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
+    device: torch.device | None = None
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.dtypes.get(dtype, dtype)
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device=self.device, dtype=self.dtype(value.dtype))
+        return value
+
+
+def compile_model(proto: onnx.ModelProto, precision: Precision) -> Compiled:
+    """Compile the main graph.
+
+    Raises:
+        ModelError: the graph is not in order (a value nobody makes, an attribute the operator does not have).
+        UnsupportedNodeError: neither the registry nor onnxruntime can run a node.
+    """
+    return _Compiler(proto, precision).compile()
+
+
+class _Builder:
+    """Collects the slots and steps of one program; ``parent`` is that of the graph around a body."""
+
+    def __init__(self, parent: _Builder | None = None):
+        self.parent = parent
+        self.size = 1  # slot 0: absent
+        self.steps: list[Step] = []
+        self.captures: dict[int, int] = {}  # slot in the parent -> slot here
+
+    def slot(self) -> int:
+        self.size += 1
+        return self.size - 1
+
+    def capture(self, outer: int) -> int:
+        if outer == 0:
+            return 0
+        if outer not in self.captures:
+            self.captures[outer] = self.slot()
+        return self.captures[outer]
+
+    def from_root(self, slot: int) -> int:
+        return slot if self.parent is None else self.capture(self.parent.from_root(slot))
+
+
+@dataclass
+class _Scope:
+    """The names visible in one graph or function body."""
+
+    builder: _Builder
+    path: Path | None  # None inside a function body that ONNX itself defines
+    opsets: Mapping[str, int]
+    names: dict[str, int] = field(default_factory=dict)
+    elem_types: dict[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
+    parent: _Scope | None = None
+    label: str = ""
+
+    def find(self, name: str) -> int | None:
+        if name in self.names:
+            return self.names[name]
+        if self.parent is None:
+            return None
+        outer = self.parent.find(name)
+        if outer is None:
+            return None
+        self.names[name] = outer if self.parent.builder is self.builder else self.builder.capture(outer)
+        return self.names[name]
+
+    def elem_type(self, name: str) -> int:
+        found = self.elem_types.get(name, 0)
+        return found or (self.parent.elem_type(name) if self.parent else 0)
+
+
+class _Compiler:
+    def __init__(self, proto: onnx.ModelProto, precision: Precision):
+        self.proto, self.precision = proto, precision
+        self.weights = find_weights(proto)
+        self.weight_at = {weight.path: name for name, weight in self.weights.items()}
+        self.functions = {(f.domain, f.name, getattr(f, "overload", "")): i for i, f in enumerate(proto.functions)}
+        self.root = _Builder()
+        self.parameters: dict[str, int] = {}
+        self.constants: dict[int, Any] = {}
+        self.boundaries: list[str] = []
+
+    def compile(self) -> Compiled:
+        graph = self.proto.graph
+        scope = _Scope(self.root, (), {o.domain: o.version for o in self.proto.opset_import})
+        names = tuple(value.name for value in graph_inputs(self.proto))
+        inputs = [self._declare(scope, name) for name in names]
+        self._graph(scope, graph)
+        outputs = tuple(self._read(scope, value.name, "graph output") for value in graph.output)
+        template = [None] * self.root.size
+        program = Program(tuple(inputs), outputs, tuple(self.root.steps), template)
+        return Compiled(program, names, self.parameters, self.constants, scope.names, self.weights, self.boundaries)
+
+    # ---- names
+
+    def _declare(self, scope: _Scope, name: str) -> int:
+        slot = scope.builder.slot()
+        if name:
+            scope.names[name] = slot
+        return slot
+
+    def _read(self, scope: _Scope, name: str, where: str) -> int:
+        if not name:
+            return 0
+        slot = scope.find(name)
+        if slot is None:
+            raise ModelError(f"{where}: reads '{name}', which no input, initializer or node before it provides")
+        return slot
+
+    # ---- graphs
+
+    def _graph(self, scope: _Scope, graph: onnx.GraphProto) -> None:
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            if value.type.HasField("tensor_type"):
+                scope.elem_types[value.name] = value.type.tensor_type.elem_type
+        for kind in ("initializer", "sparse_initializer"):
+            for index, tensor in enumerate(getattr(graph, kind)):
+                name = tensor.name if kind == "initializer" else tensor.values.name
+                scope.names[name] = self._stored(scope, (*scope.path, kind, index), tensor)
+                scope.elem_types[name] = (tensor if kind == "initializer" else tensor.values).data_type
+        self._nodes(scope, graph.node)
+
+    def _stored(self, scope: _Scope, path: Path, tensor: Any) -> int:
+        """The slot of an initializer: a parameter if it is a weight, otherwise a constant."""
+        weight = self.weight_at.get(path)
+        if weight is not None:
+            return self._parameter(scope, weight)
+        slot = self.root.slot()
+        self.constants[slot] = to_torch(read_tensor(tensor))
+        return scope.builder.from_root(slot)
+
+    def _parameter(self, scope: _Scope, weight: str) -> int:
+        if weight not in self.parameters:
+            self.parameters[weight] = self.root.slot()
+        return scope.builder.from_root(self.parameters[weight])
+
+    def _nodes(self, scope: _Scope, nodes: Any) -> None:
+        for index, node in enumerate(nodes):
+            self._node(scope, node, index)
+
+    def _node(self, scope: _Scope, node: onnx.NodeProto, index: int) -> None:
+        label = scope.label + (f"{node.op_type} '{node.name}'" if node.name else f"{node.op_type} #{index}")
+        weight = self._weight_in(scope, node, index)
+        if weight is not None:
+            scope.names[node.output[0]] = self._parameter(scope, weight)
+            return
+        function = self.functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
+        if function is not None:
+            self._inline(scope, node, label, self.proto.functions[function], ("function", function))
+            return
+        opset = scope.opsets.get(node.domain, scope.opsets.get("ai.onnx", 1) if not node.domain else 1)
+        operator = lookup(node.domain, node.op_type, opset)
+        if operator is not None:
+            self._operator(scope, node, label, index, operator)
+            return
+        body = _onnx_function(node, opset, scope)
+        if body is not None:
+            self._inline(scope, node, label, body, None)
+            return
+        self._boundary(scope, node, label)
+
+    def _weight_in(self, scope: _Scope, node: onnx.NodeProto, index: int) -> str | None:
+        """The weight stored in a node's own attribute (a Constant)."""
+        if scope.path is None or node.input:
+            return None
+        paths = ((*scope.path, "node", index, attribute.name) for attribute in node.attribute)
+        return next((self.weight_at[path] for path in paths if path in self.weight_at), None)
+
+    # ---- nodes
+
+    def _operator(self, scope: _Scope, node: onnx.NodeProto, label: str, index: int, operator: Operator) -> None:
+        inputs = tuple(self._read(scope, name, f"node {label}") for name in node.input)
+        attributes, bodies = {}, {}
+        for attribute in self._attributes(scope, node):
+            if attribute.name not in operator.keywords:
+                raise ModelError(f"node {label}: {operator.name}-{max(operator.since)} has no '{attribute.name}'")
+            if attribute.type == AttributeProto.GRAPH:
+                bodies[attribute.name] = self._body(scope, attribute, index, label)
+            else:
+                attributes[attribute.name] = self._attribute(operator, attribute)
+        if wanted := operator.keyword_of("output_count"):
+            attributes[wanted] = len(node.output)
+        if wanted := operator.keyword_of("elem_types"):
+            attributes[wanted] = tuple(scope.elem_type(name) for name in node.input)
+        call: Callable = partial(operator.function, **attributes) if attributes else operator.function
+        if bodies:
+            captured = {name: (program, len(outer)) for name, (program, outer) in bodies.items()}
+            call = CallWithBodies(call, len(inputs), captured)
+            inputs += tuple(slot for _, outer in bodies.values() for slot in outer)
+        outputs = tuple(self._declare(scope, name) for name in node.output)
+        step = Step(label, operator, call, inputs, outputs, attributes, operator.host, tuple(bodies))
+        scope.builder.steps.append(step)
+
+    def _attributes(self, scope: _Scope, node: onnx.NodeProto) -> list[AttributeProto]:
+        """The node's attributes, those that refer to an attribute of the function around it replaced by its value."""
+        found = []
+        for attribute in node.attribute:
+            if not attribute.ref_attr_name:
+                found.append(attribute)
+            elif attribute.ref_attr_name in scope.attributes:
+                value = AttributeProto()
+                value.CopyFrom(scope.attributes[attribute.ref_attr_name])
+                value.name = attribute.name
+                found.append(value)
+        return found
+
+    def _attribute(self, operator: Operator, attribute: AttributeProto) -> Any:
+        value = onnx.helper.get_attribute_value(attribute)
+        match attribute.type:
+            case AttributeProto.INT if operator.kinds.get(attribute.name) == "dtype":
+                if value not in TORCH_DTYPE:
+                    raise ModelError(f"{operator.name}: element type {value} is not a tensor type the mirror has")
+                return self.precision.dtype(TORCH_DTYPE[value])
+            case AttributeProto.STRING:
+                return value.decode(errors="replace")
+            case AttributeProto.STRINGS:
+                return tuple(item.decode(errors="replace") for item in value)
+            case AttributeProto.INTS | AttributeProto.FLOATS:
+                return tuple(value)
+            case AttributeProto.TENSOR:
+                return self.precision.value(from_tensor_proto(value))
+            case AttributeProto.SPARSE_TENSOR:
+                return self.precision.value(to_torch(read_tensor(value)))
+        return value
+
+    def _body(self, scope: _Scope, attribute: AttributeProto, index: int, label: str) -> tuple[Program, list[int]]:
+        """Compile a graph attribute; the program and the slots around it that it captures."""
+        builder = _Builder(scope.builder)
+        path = None if scope.path is None else (*scope.path, "node", index, attribute.name)
+        inner = _Scope(builder, path, scope.opsets, {}, {}, scope.attributes, scope, f"{label}/{attribute.name}/")
+        inputs = [self._declare(inner, value.name) for value in attribute.g.input]
+        if path is None:
+            inner.path = ("unreachable",)  # constants of ONNX's own function bodies are nobody's weights
+        self._graph(inner, attribute.g)
+        outputs = tuple(self._read(inner, value.name, f"{label} {attribute.name}") for value in attribute.g.output)
+        inputs += builder.captures.values()
+        program = Program(tuple(inputs), outputs, tuple(builder.steps), [None] * builder.size)
+        return program.with_release(), list(builder.captures)
+
+    def _inline(self, scope: _Scope, node: onnx.NodeProto, label: str, body: onnx.FunctionProto, path: Any) -> None:
+        """Compile a function body in the place of the node that calls it."""
+        given = {attribute.name: attribute for attribute in self._attributes(scope, node)}
+        defaults = {attribute.name: attribute for attribute in body.attribute_proto}
+        opsets = {**scope.opsets, **{o.domain: o.version for o in body.opset_import}}
+        inner = _Scope(scope.builder, path, opsets, {}, {}, {**defaults, **given}, None, f"{label}/")
+        for position, name in enumerate(body.input):
+            actual = node.input[position] if position < len(node.input) else ""
+            inner.names[name] = self._read(scope, actual, f"node {label}")
+            inner.elem_types[name] = scope.elem_type(actual)
+        self._nodes(inner, body.node)
+        for actual, name in zip(node.output, body.output, strict=False):
+            if actual:
+                scope.names[actual] = self._read(inner, name, f"function {body.name}")
+
+    def _boundary(self, scope: _Scope, node: onnx.NodeProto, label: str) -> None:
+        own = onnx.NodeProto()
+        own.CopyFrom(node)
+        del own.attribute[:]
+        own.attribute.extend(self._attributes(scope, node))
+        operator = boundary(own, label, scope.opsets, self.proto.ir_version, [scope.elem_type(n) for n in node.input])
+        inputs = tuple(self._read(scope, name, f"node {label}") for name in node.input)
+        outputs = tuple(self._declare(scope, name) for name in node.output)
+        scope.builder.steps.append(Step(label, operator, operator.function, inputs, outputs))
+        self.boundaries.append(label)
+
+
+def _onnx_function(node: onnx.NodeProto, opset: int, scope: _Scope) -> onnx.FunctionProto | None:
+    """The body by which ONNX itself defines an operator, if it does."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        return None
+    if schema.has_function:
+        return schema.function_body
+    if schema.has_context_dependent_function:
+        types = []
+        for name in node.input:
+            value = onnx.TypeProto()
+            if name:
+                value.tensor_type.elem_type = scope.elem_type(name) or onnx.TensorProto.FLOAT
+            types.append(value.SerializeToString())
+        data = schema.get_context_dependent_function_with_opset_version(opset, node.SerializeToString(), types)
+        return onnx.FunctionProto.FromString(data) if data else None
+    return None

@@ -1,0 +1,171 @@
+"""The graph as a torch module: same inputs, same outputs, and every float weight a parameter."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from onnx_obd.errors import DataError, ModelError
+from onnx_obd.graph.load import load_model
+from onnx_obd.mirror import ops  # noqa: F401  (importing registers the operators)
+from onnx_obd.mirror.compile import Precision, compile_model
+from onnx_obd.mirror.program import Program
+from onnx_obd.mirror.values import is_float, to_numpy, to_torch
+
+MAX_PLANS = 16
+"""How many input signatures keep their specialised program."""
+
+
+class Mirror(nn.Module):
+    """A differentiable copy of an ONNX model.
+
+    It is called with the graph inputs that are not initializers, in graph order, as torch tensors, and returns the
+    outputs in graph order (a single output bare, several as a tuple). ``parameters()`` are the float weights under
+    their ONNX names and in their ONNX layouts; nothing is transposed, folded or copied, so writing them back is
+    ``graph.weights.write_weights(proto, mirror.state())``.
+
+    Args:
+        model: a ModelProto (with its external data loaded) or the path of a file.
+
+    Raises:
+        ModelError: the model cannot be read or is not in order.
+        UnsupportedNodeError: neither the mirror nor onnxruntime can run a node.
+    """
+
+    def __init__(self, model: onnx.ModelProto | str | Path):
+        super().__init__()
+        self.proto = model if isinstance(model, onnx.ModelProto) else load_model(model).proto
+        self._precision = Precision()
+        self._compile()
+        # ONNX names may hold dots, which register_parameter refuses for the sake of attribute access alone.
+        for name in self._compiled.parameters:
+            self._parameters[name] = nn.Parameter(to_torch(self._compiled.weights[name].read(self.proto)))
+        self._bind()
+        self.eval()
+
+    # ---- what it is made of
+
+    @property
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """The parameters by ONNX name."""
+        return self._parameters
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self._compiled.input_names
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(value.name for value in self.proto.graph.output)
+
+    @property
+    def boundaries(self) -> tuple[str, ...]:
+        """The nodes that onnxruntime runs because the registry lacks them; no gradient passes through them."""
+        return tuple(self._compiled.boundaries)
+
+    def state(self) -> dict[str, Any]:
+        """The weights as numpy arrays in their ONNX element types."""
+        weights = self._compiled.weights
+        return {
+            name: to_numpy(parameter).astype(onnx.helper.tensor_dtype_to_np_dtype(weights[name].elem_type), copy=False)
+            for name, parameter in self._parameters.items()
+        }
+
+    # ---- running
+
+    def forward(self, *inputs: Any) -> Any:
+        outputs = self.evaluate(inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def evaluate(
+        self,
+        inputs: Sequence[Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> tuple:
+        """The values named ``outputs`` (the graph outputs by default), with some weights replaced by others.
+
+        Only the nodes that these outputs need are run. Replaced weights need not be parameters, so this is the
+        function of the weights that ``torch.func`` differentiates.
+        """
+        values = self._prepare(inputs)
+        key = (outputs and tuple(outputs), *map(_signature, values))
+        plan = self._plans.get(key)
+        program = plan or self._restricted(outputs)
+        env = program.start(values)
+        for name, value in (weights or {}).items():
+            env[self._compiled.parameters[name]] = value
+        if plan is not None:
+            self._plans.move_to_end(key)
+            return plan.finish(env)
+        self._plans[key], results = program.specialise(env, frozenset(self._compiled.parameters.values()))
+        if len(self._plans) > MAX_PLANS:
+            self._plans.popitem(last=False)
+        return results
+
+    def plan(self, inputs: Sequence[Any], outputs: Sequence[str] | None = None) -> Program:
+        """The program specialised for inputs of these shapes (running it once if need be)."""
+        key = (outputs and tuple(outputs), *map(_signature, self._prepare(inputs)))
+        if key not in self._plans:
+            with torch.no_grad():
+                self.evaluate(inputs, outputs=outputs)
+        return self._plans[key]
+
+    def slot(self, value: str) -> int:
+        """The slot of a value of the main graph, in every plan."""
+        if value not in self._compiled.names:
+            raise ModelError(f"the graph has no value '{value}'")
+        return self._compiled.names[value]
+
+    def weight_slots(self) -> Mapping[str, int]:
+        """Weight name to slot, in every plan."""
+        return self._compiled.parameters
+
+    # ---- the machinery
+
+    def _compile(self) -> None:
+        self._compiled = compile_model(self.proto, self._precision)
+        self._plans: OrderedDict[tuple, Program] = OrderedDict()
+
+    def _bind(self) -> None:
+        """Put parameters and constants into the root program's template."""
+        template = self._compiled.program.template
+        for name, slot in self._compiled.parameters.items():
+            template[slot] = self._parameters[name]
+        for slot, value in self._compiled.constants.items():
+            template[slot] = self._precision.value(value)
+
+    def _restricted(self, outputs: Sequence[str] | None) -> Program:
+        slots = self._compiled.program.outputs if outputs is None else tuple(self.slot(name) for name in outputs)
+        return self._compiled.program.restricted(slots)
+
+    def _prepare(self, inputs: Sequence[Any]) -> list[Any]:
+        if len(inputs) != len(self._compiled.program.inputs):
+            raise DataError(f"the model takes {len(self.input_names)} inputs {list(self.input_names)}, not {len(inputs)}")
+        return [self._precision.value(value) if is_float(value) else value for value in inputs]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Mirror:
+        super()._apply(fn, recurse)
+        floats = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+        probes = {dtype: fn(torch.empty(0, dtype=dtype)) for dtype in map(self._precision.dtype, floats)}
+        dtypes = {dtype: probes[self._precision.dtype(dtype)].dtype for dtype in floats}
+        device = fn(torch.empty(0, device=self._precision.device)).device
+        self._precision = Precision({a: b for a, b in dtypes.items() if a != b}, device)
+        self._compile()
+        self._bind()
+        return self
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, list):
+        return tuple(map(_signature, value))
+    return getattr(value, "shape", None)

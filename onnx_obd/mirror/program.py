@@ -1,0 +1,221 @@
+"""A compiled graph: numbered slots for values, and steps that read and write them.
+
+Compiling resolves names, scopes, versions and attributes once, so that running is a loop over calls. A program
+has no weights of its own: parameters and constants stand in the slots of the root program's template, and the
+body of an If, Loop or Scan captures what it uses from outside as further inputs of its node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from onnx_obd.errors import ModelError, OnnxObdError
+from onnx_obd.mirror.registry import Operator
+
+Env = list  # the value in each slot; None in slot 0 (an absent input) and where nothing stands yet
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node, ready to run.
+
+    ``call`` takes the values of ``inputs``: those of the node itself, then what its bodies capture.
+    ``attributes`` is what is bound in ``call``, for the second-derivative rules. ``host`` are the positions read on
+    the host, ``bodies`` the names of the graph attributes, ``release`` the slots nobody reads afterwards.
+    """
+
+    node: str
+    operator: Operator
+    call: Callable[..., Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    host: tuple[int, ...] = ()
+    bodies: tuple[str, ...] = ()
+    release: tuple[int, ...] = ()
+
+    def __call__(self, *values: Any) -> tuple:
+        """Run it outside the main loop; the outputs as a tuple."""
+        result = self.call(*self.read_host(values))
+        return result if isinstance(result, tuple) else (result,)
+
+    def read_host(self, values: Sequence[Any]) -> Sequence[Any]:
+        if not self.host:
+            return values
+        values = list(values)
+        for position in self.host:
+            if position < len(values):
+                values[position] = to_host(values[position])
+        return values
+
+
+def to_host(value: Any) -> tuple | None:
+    """A tensor read on the host: its elements as a tuple of Python numbers; anything else as it is."""
+    return tuple(value.detach().reshape(-1).tolist()) if isinstance(value, torch.Tensor) else value
+
+
+class BoundBody:
+    """A graph attribute together with the values it captures: call it with the graph's inputs."""
+
+    def __init__(self, program: Program, captured: Sequence[Any]):
+        self.program = program
+        self.captured = tuple(captured)
+
+    def __call__(self, *inputs: Any) -> tuple:
+        return self.program.run((*inputs, *self.captured))
+
+
+class CallWithBodies:
+    """An operator with graph attributes; the captured values arrive after the node's own inputs."""
+
+    def __init__(self, function: Callable, own_inputs: int, bodies: dict[str, tuple[Program, int]]):
+        self.function, self.own_inputs, self.bodies = function, own_inputs, bodies
+
+    def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, BoundBody]]:
+        bound, start = {}, self.own_inputs
+        for name, (program, count) in self.bodies.items():
+            bound[name] = BoundBody(program, values[start : start + count])
+            start += count
+        return values[: self.own_inputs], bound
+
+    def __call__(self, *values: Any) -> Any:
+        own, bound = self.split(values)
+        return self.function(*own, **bound)
+
+
+@dataclass
+class Program:
+    """Slots and steps. ``inputs`` are filled by the caller: the graph's inputs, then for a body its captures."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    steps: tuple[Step, ...]
+    template: Env
+    _loop: list[tuple] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self._loop = [(s.call, s.inputs, s.outputs, s.host and s.read_host, s.release) for s in self.steps]
+
+    def start(self, inputs: Iterable[Any]) -> Env:
+        env = self.template.copy()
+        for slot, value in zip(self.inputs, inputs, strict=True):
+            env[slot] = value
+        return env
+
+    def run(self, inputs: Iterable[Any]) -> tuple:
+        """The outputs. A value is dropped from memory after its last use."""
+        return self.finish(self.start(inputs))
+
+    def finish(self, env: Env) -> tuple:
+        position = 0
+        try:
+            for position, (call, ins, outs, read_host, release) in enumerate(self._loop):  # noqa: B007
+                values = [env[slot] for slot in ins]
+                result = call(*(read_host(values) if read_host else values))
+                if isinstance(result, tuple):
+                    for slot, value in zip(outs, result, strict=False):
+                        env[slot] = value
+                else:
+                    env[outs[0]] = result
+                for slot in release:
+                    env[slot] = None
+        except OnnxObdError:
+            raise
+        except Exception as error:
+            raise ModelError(f"node {self.steps[position].node}: {_first_line(error)}") from error
+        return tuple([env[slot] for slot in self.outputs])
+
+    def record(self, env: Env) -> Env:
+        """Run every step and keep every value."""
+        for step in self.steps:
+            for slot, value in zip(step.outputs, _run(step, env), strict=False):
+                env[slot] = value
+        return env
+
+    def restricted(self, outputs: Sequence[int]) -> Program:
+        """The same program computing other outputs, without the steps they do not need."""
+        needed, steps = set(outputs), []
+        for step in reversed(self.steps):
+            if needed.intersection(step.outputs):
+                needed.update(step.inputs)
+                steps.append(step)
+        return Program(self.inputs, tuple(outputs), tuple(reversed(steps)), self.template)
+
+    def specialise(self, env: Env, volatile: frozenset[int]) -> tuple[Program, tuple]:
+        """Run from ``env``, and return with the outputs the program for inputs of these shapes.
+
+        In that program what depends on the shapes alone is already computed. ``volatile`` are the slots of the
+        parameters: they keep their shape but may change value. A value is *fixed* if it follows from constants and
+        fixed shapes; a shape is fixed if it follows from fixed shapes and fixed host inputs.
+        """
+        fixed = {slot for slot, value in enumerate(env) if value is not None} - volatile - set(self.inputs) | {0}
+        shaped = fixed | set(self.inputs) | volatile
+        host: dict[int, tuple[int, Any]] = {}  # slot -> the slot that holds its value as a tuple, and that tuple
+        kept = []
+        for step in self.with_release().steps:
+            ins = step.inputs
+            step = _read_host_once(step, env, fixed | volatile, host)
+            for slot, value in zip(step.outputs, _run(step, env, host), strict=False):
+                env[slot] = value
+            operator = step.operator
+            same_shapes = all(slot in shaped for slot in ins) and not operator.random
+            if same_shapes and (operator.shape_only or all(slot in fixed for slot in ins)):
+                fixed.update(step.outputs)
+                shaped.update(step.outputs)
+                continue
+            if same_shapes and not (step.host or operator.data_dependent_shape or step.bodies):
+                shaped.update(step.outputs)
+            kept.append(step)
+            for slot in step.release:
+                if slot not in fixed:
+                    env[slot] = None
+        template = [value if slot in fixed else None for slot, value in enumerate(env)]
+        for slot in volatile:
+            template[slot] = self.template[slot]
+        template += [value for _, value in host.values()]
+        outputs = tuple(env[slot] for slot in self.outputs)
+        return Program(self.inputs, self.outputs, tuple(kept), template).with_release(), outputs
+
+    def with_release(self) -> Program:
+        """The same program dropping each value after its last use."""
+        permanent = set(self.inputs) | set(self.outputs)
+        permanent |= {slot for slot, value in enumerate(self.template) if value is not None} | {0}
+        steps, seen = [], set(permanent)
+        for step in reversed(self.steps):
+            touched = dict.fromkeys((*step.inputs, *step.outputs))
+            last = tuple(slot for slot in touched if slot not in seen)
+            seen.update(last)
+            steps.append(replace(step, release=last))
+        return Program(self.inputs, self.outputs, tuple(reversed(steps)), self.template)
+
+
+def _read_host_once(step: Step, env: Env, known: set[int] | frozenset[int], host: dict[int, tuple[int, Any]]) -> Step:
+    """The step taking its host inputs, where they are known, as tuples from slots of their own behind ``env``."""
+    ready = {p for p in step.host if p < len(step.inputs) and step.inputs[p] in known}
+    inputs = list(step.inputs)
+    for position in ready:
+        if slot := inputs[position]:
+            if slot not in host:
+                host[slot] = (len(env) + len(host), to_host(env[slot]))
+            inputs[position] = host[slot][0]
+    return replace(step, inputs=tuple(inputs), host=tuple(p for p in step.host if p not in ready))
+
+
+def _run(step: Step, env: Env, host: Mapping[int, tuple[int, Any]] = MappingProxyType({})) -> tuple:
+    tuples = dict(host.values())
+    try:
+        return step(*(tuples[slot] if slot in tuples else env[slot] for slot in step.inputs))
+    except OnnxObdError:
+        raise
+    except Exception as error:
+        raise ModelError(f"node {step.node}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0].strip() if lines else type(error).__name__}"

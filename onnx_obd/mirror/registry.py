@@ -1,0 +1,137 @@
+"""The operators the mirror knows, and how one is added.
+
+An operator is one function. Its positional parameters are the inputs of the ONNX schema, its keyword-only
+parameters the attributes, with the schema's defaults::
+
+    @elementwise("LeakyRelu", 1, 6, 16)
+    def leaky_relu(x, *, alpha=0.01):
+        return torch.nn.functional.leaky_relu(x, alpha)
+
+The numbers are the since-versions of the schema it implements. A parameter's annotation says what else it wants:
+
+    ``Ints``, ``Floats``  an input that is read on the host (a shape, axes, scales): arrives as a tuple
+    ``DType``             an attribute holding a ``TensorProto.DataType``: arrives as a torch.dtype
+    ``OutputCount``       a keyword: how many outputs the node has
+    ``ElemTypes``         a keyword: the ``TensorProto.DataType`` of each input, 0 where unknown
+    ``Body``              an attribute holding a graph: arrives as a callable
+
+One output is returned as it is, several as a tuple; a sequence is a list; an absent optional is None.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Annotated, Any
+
+import onnx
+import torch
+
+Ints = Annotated[tuple[int, ...], "host"]
+Floats = Annotated[tuple[float, ...], "host"]
+DType = Annotated[torch.dtype, "dtype"]
+OutputCount = Annotated[int, "output_count"]
+ElemTypes = Annotated[tuple[int, ...], "elem_types"]
+Body = Annotated[Callable[..., tuple], "body"]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the program knows of one operator.
+
+    ``second``: how a diagonal second derivative passes from the outputs to the inputs (see ``second.py``);
+    None means no rule of its own, so the curvature estimates it with probes and says so.
+    ``differentiable``: False where the outputs do not depend smoothly on any input (ArgMax, Shape, ...).
+    ``shape_only``: the outputs depend on the shapes of the inputs alone.
+    ``data_dependent_shape``: the shape of an output depends on values that are not host inputs.
+    ``random``: two runs may differ.
+    """
+
+    domain: str
+    name: str
+    since: tuple[int, ...]
+    function: Callable[..., Any]
+    second: Callable | None = None
+    differentiable: bool = True
+    shape_only: bool = False
+    data_dependent_shape: bool = False
+    random: bool = False
+
+    @cached_property
+    def parameters(self) -> tuple[inspect.Parameter, ...]:
+        return tuple(inspect.signature(self.function).parameters.values())
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """Parameter name to "host", "dtype", ... for the parameters that carry an annotation from this module."""
+        hints = typing.get_type_hints(self.function, include_extras=True)
+        return {name: kind for name, hint in hints.items() if (kind := _kind(hint))}
+
+    @cached_property
+    def host(self) -> tuple[int, ...]:
+        """Positions of the inputs that are read on the host."""
+        positional = [p.name for p in self.parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return tuple(i for i, name in enumerate(positional) if self.kinds.get(name) == "host")
+
+    @cached_property
+    def keywords(self) -> frozenset[str]:
+        return frozenset(p.name for p in self.parameters if p.kind is p.KEYWORD_ONLY)
+
+    def keyword_of(self, kind: str) -> str | None:
+        """The keyword that wants "output_count" or "elem_types", if the function has one."""
+        return next((name for name in self.keywords if self.kinds.get(name) == kind), None)
+
+
+def _kind(hint: Any) -> str | None:
+    if typing.get_origin(hint) is Annotated:
+        return hint.__metadata__[0]
+    return next((kind for part in typing.get_args(hint) if (kind := _kind(part))), None)
+
+
+_REGISTRY: dict[tuple[str, str], dict[int, Operator]] = {}
+
+
+def op(name: str, *since: int, domain: str = "", **traits: Any) -> Callable[[Callable], Callable]:
+    """Register the decorated function as operator ``name`` of ``domain`` for the given since-versions."""
+
+    def register(function: Callable) -> Callable:
+        operator = Operator(domain, name, since, function, **traits)
+        versions = _REGISTRY.setdefault((domain, name), {})
+        for version in since:
+            if version in versions:
+                raise ValueError(f"{domain}:{name}-{version} is registered twice")
+            versions[version] = operator
+        return function
+
+    return register
+
+
+def family(**defaults: Any) -> Callable[..., Callable[[Callable], Callable]]:
+    """An ``op`` whose traits are already set: what the operators of one family share."""
+    return lambda name, *since, **traits: op(name, *since, **{**defaults, **traits})
+
+
+@lru_cache(maxsize=4096)
+def lookup(domain: str, name: str, opset: int) -> Operator | None:
+    """The operator that a node means under an opset import, or None.
+
+    The since-version is the schema's where onnx has a schema; otherwise (com.microsoft, withdrawn experimental
+    operators) the newest registered one not above the opset.
+    """
+    domain = "" if domain == "ai.onnx" else domain
+    versions = _REGISTRY.get((domain, name))
+    if not versions:
+        return None
+    try:
+        return versions.get(onnx.defs.get_schema(name, opset, domain).since_version)
+    except onnx.defs.SchemaError:
+        return versions[max((v for v in versions if v <= opset), default=min(versions))]
+
+
+def registered() -> list[Operator]:
+    """Every operator once, by domain, name and version."""
+    unique = {id(o): o for versions in _REGISTRY.values() for o in versions.values()}
+    return sorted(unique.values(), key=lambda o: (o.domain, o.name, o.since))

@@ -1,0 +1,156 @@
+"""How diagonal second derivatives pass back through a node: the rules that families of operators share.
+
+For y = f(x) and an objective E, LeCun's recursion keeps the diagonal of the Hessian alone:
+
+    h_in[i] = sum_j (dy_j/dx_i)^2 h_out[j]  (+ sum_j d2y_j/dx_i^2 g_out[j] in the full form)
+
+with h = d2E/dx_i^2 and g = dE/dy_j. The Levenberg-Marquardt form drops the second term and cannot turn negative.
+(Le Cun, Denker, Solla 1989, eqs. 7 to 10.) A rule gets the call and the h of its outputs, and returns the h of the
+inputs that are wanted, None for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onnx_obd.mirror.values import is_float
+
+SecondRule = Callable[["Call", Sequence["Tensor | None"]], Sequence["Tensor | None"]]
+
+
+@dataclass
+class Call:
+    """One execution of a node, as a rule sees it.
+
+    ``function`` has the attributes bound; ``inputs`` are its arguments (host inputs as tuples), ``wanted`` says
+    which of them need an h. ``outputs`` are the results. ``generator`` draws the probes of estimated rules.
+    """
+
+    node: str
+    function: Callable[..., Any]
+    attributes: dict[str, Any]
+    inputs: tuple
+    outputs: tuple
+    wanted: tuple[bool, ...]
+    generator: torch.Generator | None = None
+    gradients: tuple[Tensor | None, ...] | None = None
+    _graph: tuple | None = field(default=None, repr=False)
+
+    def differentiate(self, inputs: Sequence[Any] | None = None) -> tuple[list, tuple]:
+        """Leaves for the wanted inputs and the outputs computed from them, with gradients recorded."""
+        values = list(self.inputs if inputs is None else inputs)
+        leaves = []
+        with torch.enable_grad():
+            for position, wanted in enumerate(self.wanted):
+                if wanted:
+                    values[position] = values[position].detach().requires_grad_()
+                leaves.append(values[position] if wanted else None)
+            result = self.function(*values)
+        return leaves, result if isinstance(result, tuple) else (result,)
+
+    def vjp(self, cotangents: Sequence[Tensor | None], inputs: Sequence[Any] | None = None) -> list[Tensor | None]:
+        """Jacobian-transposed products for the wanted inputs: sum_j (dy_j/dx_i) c[j]."""
+        if inputs is None:
+            self._graph = self._graph or self.differentiate()
+            leaves, results = self._graph
+        else:
+            leaves, results = self.differentiate(inputs)
+        pairs = [
+            (result, cotangent)
+            for result, cotangent in zip(results, cotangents, strict=False)
+            if cotangent is not None and is_float(result) and result.requires_grad
+        ]
+        targets = [leaf for leaf in leaves if leaf is not None]
+        if not pairs or not targets:
+            return [None] * len(leaves)
+        found = torch.autograd.grad(
+            [r for r, _ in pairs], targets, [c.to(r.dtype) for r, c in pairs], retain_graph=True, allow_unused=True
+        )
+        gradients = iter(found)
+        return [None if leaf is None else next(gradients) for leaf in leaves]
+
+
+def movement(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Outputs that are sums of disjoint inputs, or copies: every Jacobian entry is 0 or 1, its own square."""
+    return call.vjp(h)
+
+
+def multilinear(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Outputs that are sums of products of one element of each operand, with coefficient 1.
+
+    (dy_j/dx_i)^2 is then the same derivative of the same function at squared operands.
+    """
+    return call.vjp(h, [value.square() if is_float(value) else value for value in call.inputs])
+
+
+def elementwise(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Outputs that depend, element by element, on the broadcast inputs: h_in = f'^2 h_out (+ f'' g_out)."""
+    (h_out,), output = h[:1], call.outputs[0]
+    values = [
+        value.expand(output.shape) if wanted else value
+        for value, wanted in zip(call.inputs, call.wanted, strict=False)
+    ]
+    leaves, results = call.differentiate(values)
+    targets = [leaf for leaf in leaves if leaf is not None]
+    full = call.gradients is not None and call.gradients[0] is not None
+    slopes = torch.autograd.grad(results[0].sum(), targets, create_graph=full, allow_unused=True)
+    found = []
+    for leaf, slope in zip(targets, slopes, strict=True):
+        if slope is None:
+            found.append(None)
+            continue
+        h_in = slope.detach().square() * h_out
+        if full and slope.requires_grad:
+            bend = torch.autograd.grad(slope.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+            h_in = h_in if bend is None else h_in + bend * call.gradients[0]
+        found.append(h_in)
+    pending = iter(found)
+    return [
+        None if leaf is None else _reduce(next(pending), value.shape)
+        for leaf, value in zip(leaves, call.inputs, strict=False)
+    ]
+
+
+def _reduce(h: Tensor | None, shape: torch.Size) -> Tensor | None:
+    return None if h is None else h.sum_to_size(shape)
+
+
+def scaled_movement(coefficient: Callable[[Call], float]) -> SecondRule:
+    """Like ``movement`` where every non-zero Jacobian entry is the same number c: h_in = c vjp(h_out)."""
+
+    def rule(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        c = coefficient(call)
+        return [None if value is None else c * value for value in call.vjp(h)]
+
+    return rule
+
+
+def probes(call: Call, h: Sequence[Tensor | None], num_probes: int = 8) -> Sequence[Tensor | None]:
+    """Any operator, estimated: E[(J^T (v * sqrt(h)))^2] = diag(J^T diag(h) J) for random signs v.
+
+    Unbiased; the relative standard deviation of an element is at most sqrt(2 / num_probes). A negative h (full form)
+    is passed as the difference of two non-negative parts.
+    """
+    total: list[Tensor | None] = [None] * len(call.inputs)
+    for sign in (1.0, -1.0):
+        roots = [None if value is None else (sign * value).clamp_min(0).sqrt() for value in h]
+        if not any(root is not None and bool(root.any()) for root in roots):
+            continue
+        for _ in range(num_probes):
+            found = call.vjp([None if root is None else root * _signs(root, call.generator) for root in roots])
+            for position, gradient in enumerate(found):
+                if gradient is not None:
+                    term = gradient.square() * (sign / num_probes)
+                    total[position] = term if total[position] is None else total[position] + term
+    return total
+
+
+def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else like.device
+    bits = torch.randint(0, 2, like.shape, generator=generator, device=device)
+    return (2 * bits - 1).to(like)

@@ -1,0 +1,113 @@
+"""ONNX values as torch values and back.
+
+A tensor is a torch.Tensor; a string tensor stays a numpy array of objects; a sequence is a list; an absent
+optional is None. Element types torch lacks are carried by the next wider one: int4 and int2 by int8, uint4 and
+uint2 by uint8, float4 and float8e8m0 by float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+
+TORCH_DTYPE: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.BOOL: torch.bool,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.UINT16: torch.uint16,
+    TensorProto.UINT32: torch.uint32,
+    TensorProto.UINT64: torch.uint64,
+    TensorProto.INT4: torch.int8,
+    TensorProto.UINT4: torch.uint8,
+    TensorProto.COMPLEX64: torch.complex64,
+    TensorProto.COMPLEX128: torch.complex128,
+    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    TensorProto.FLOAT8E5M2: torch.float8_e5m2,
+    TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+}
+for _name, _dtype in (
+    ("INT2", torch.int8),
+    ("UINT2", torch.uint8),
+    ("FLOAT4E2M1", torch.float32),
+    ("FLOAT8E8M0", torch.float32),
+):
+    if hasattr(TensorProto, _name):  # newer than the oldest onnx we accept
+        TORCH_DTYPE[getattr(TensorProto, _name)] = _dtype
+
+_ONNX_TYPE = {dtype: elem_type for elem_type, dtype in reversed(TORCH_DTYPE.items())}
+
+_SAME_BITS = {  # numpy extension types whose bits torch can reinterpret
+    "bfloat16": (np.int16, torch.bfloat16),
+    "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
+    "float8_e4m3fnuz": (np.uint8, torch.float8_e4m3fnuz),
+    "float8_e5m2": (np.uint8, torch.float8_e5m2),
+    "float8_e5m2fnuz": (np.uint8, torch.float8_e5m2fnuz),
+}
+_WIDER = {"int4": np.int8, "int2": np.int8, "uint4": np.uint8, "uint2": np.uint8}
+_WIDER |= {"float4_e2m1fn": np.float32, "float8_e8m0fnu": np.float32}
+
+
+def is_float(value: Any) -> bool:
+    """Is it a tensor that can carry a gradient?"""
+    return isinstance(value, torch.Tensor) and value.dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+    )
+
+
+def elem_type_of(value: Any) -> int:
+    """The TensorProto.DataType of a value as it stands; 0 for what is not a tensor."""
+    if isinstance(value, torch.Tensor):
+        return _ONNX_TYPE.get(value.dtype, 0)
+    return TensorProto.STRING if isinstance(value, np.ndarray) else 0
+
+
+def to_torch(value: Any) -> Any:
+    """A numpy value (array, scalar, list of them, None) as a torch value. The data are copied."""
+    if value is None or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, list):
+        return [to_torch(item) for item in value]
+    if isinstance(value, dict):
+        return value
+    array = np.array(value, order="C")
+    if array.dtype.kind in "OUS":
+        return array.astype(object)
+    name = array.dtype.name
+    if name in _SAME_BITS:
+        bits, dtype = _SAME_BITS[name]
+        return torch.from_numpy(array.view(bits)).view(dtype)
+    return torch.from_numpy(array.astype(_WIDER[name]) if name in _WIDER else array)
+
+
+def to_numpy(value: Any) -> Any:
+    """A torch value as numpy (bfloat16 and float8 as their ml_dtypes); lists item by item."""
+    if isinstance(value, (list, tuple)):
+        return [to_numpy(item) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    elem_type = elem_type_of(value)
+    name = str(value.dtype).removeprefix("torch.")
+    if name in _SAME_BITS:
+        bits = torch.int16 if _SAME_BITS[name][0] is np.int16 else torch.uint8
+        return value.view(bits).numpy().view(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+    return value.numpy()
+
+
+def from_tensor_proto(tensor: TensorProto) -> Any:
+    return to_torch(onnx.numpy_helper.to_array(tensor))
