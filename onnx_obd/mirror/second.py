@@ -98,7 +98,8 @@ def elementwise(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
     leaves, results = call.differentiate(values)
     targets = [leaf for leaf in leaves if leaf is not None]
     full = call.gradients is not None and call.gradients[0] is not None
-    slopes = torch.autograd.grad(results[0].sum(), targets, create_graph=full, allow_unused=True)
+    ones = torch.ones_like(results[0])
+    slopes = torch.autograd.grad(results[0], targets, ones, create_graph=full, allow_unused=True)
     found = []
     for leaf, slope in zip(targets, slopes, strict=True):
         if slope is None:
@@ -106,7 +107,7 @@ def elementwise(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
             continue
         h_in = slope.detach().square() * h_out
         if full and slope.requires_grad:
-            bend = torch.autograd.grad(slope.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+            bend = torch.autograd.grad(slope, leaf, torch.ones_like(slope), retain_graph=True, allow_unused=True)[0]
             h_in = h_in if bend is None else h_in + bend * call.gradients[0]
         found.append(h_in)
     pending = iter(found)
