@@ -1,0 +1,1 @@
+BprobabilitiesJï?P‘­8ªé89

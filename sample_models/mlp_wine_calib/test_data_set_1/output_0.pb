@@ -1,0 +1,1 @@
+BprobabilitiesJ©>ù7hü?LÓ7

@@ -1,0 +1,1 @@
+BprobabilitiesJ/·W89–Ø64ü?

@@ -1,0 +1,1 @@
+BprobabilitiesJ,ÿ?ãØ?6©ø$7

@@ -1,0 +1,1 @@
+BprobabilitiesJCÉZ:.Î\:’?

@@ -1,0 +1,1 @@
+BprobabilitiesJÒþ?Í/‹6“ìg7

@@ -1,0 +1,1 @@
+BprobabilitiesJüÿ?aý3€Xg4

@@ -1,0 +1,2 @@
+BprobabilitiesJ!d8
+à7Nû?

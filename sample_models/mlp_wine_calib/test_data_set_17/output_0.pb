@@ -1,0 +1,1 @@
+BprobabilitiesJv¬ƒ;S~?n—%;

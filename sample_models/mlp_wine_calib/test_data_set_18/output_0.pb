@@ -1,0 +1,1 @@
+BprobabilitiesJПu’9б`=9Ьб?

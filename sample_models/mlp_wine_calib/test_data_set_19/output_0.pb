@@ -1,0 +1,1 @@
+BprobabilitiesJPy•7-uŸ5Âş?

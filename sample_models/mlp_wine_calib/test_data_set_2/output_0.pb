@@ -1,0 +1,1 @@
+BprobabilitiesJ°*;X;?Û&Õ9

@@ -1,0 +1,1 @@
+BprobabilitiesJ?Ð6´ÿ?=:6

@@ -1,0 +1,1 @@
+BprobabilitiesJ"±c:õ¹?]öQ9

@@ -1,0 +1,1 @@
+BprobabilitiesJ²ÿ?‡±$4+™6

@@ -1,0 +1,1 @@
+BprobabilitiesJÿ?Fâ€6w·!7

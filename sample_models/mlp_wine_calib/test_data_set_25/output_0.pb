@@ -1,0 +1,1 @@
+BprobabilitiesJ›óŠ7‹7Ôı?

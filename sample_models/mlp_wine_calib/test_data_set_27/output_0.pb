@@ -1,0 +1,1 @@
+BprobabilitiesJ7XÑ7†ý?ý}X7

@@ -1,0 +1,1 @@
+BprobabilitiesJnþ?r‡§7Ûœ…6

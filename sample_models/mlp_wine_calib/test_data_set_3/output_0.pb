@@ -1,0 +1,1 @@
+BprobabilitiesJ1e;æÆ<êx?

@@ -1,0 +1,1 @@
+BprobabilitiesJl±·6ÿ?:17

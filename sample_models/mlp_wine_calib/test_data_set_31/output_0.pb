@@ -1,0 +1,1 @@
+BprobabilitiesJÖÿ?Á²{4Ep6

@@ -1,0 +1,1 @@
+BprobabilitiesJ)Æš9­Ë?é:

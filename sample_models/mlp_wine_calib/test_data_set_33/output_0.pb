@@ -1,0 +1,1 @@
+BprobabilitiesJ ü?3ë7–‰8

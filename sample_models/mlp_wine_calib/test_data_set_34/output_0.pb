@@ -1,0 +1,1 @@
+BprobabilitiesJZÍ7wÂ6þ?

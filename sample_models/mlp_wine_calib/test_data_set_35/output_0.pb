@@ -1,0 +1,1 @@
+BprobabilitiesJ°Ô…9s-<¾}?

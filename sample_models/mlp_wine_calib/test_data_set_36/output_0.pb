@@ -1,0 +1,1 @@
+BprobabilitiesJш8н№7цы?

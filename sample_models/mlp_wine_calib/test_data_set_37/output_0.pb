@@ -1,0 +1,1 @@
+BprobabilitiesJD¿+7Èþ?ñ37

@@ -1,0 +1,1 @@
+BprobabilitiesJ^þ?Ü¤È6Ûƒž7

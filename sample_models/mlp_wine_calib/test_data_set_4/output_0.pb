@@ -1,0 +1,1 @@
+BprobabilitiesJ1w„9kÔ?0Ø9

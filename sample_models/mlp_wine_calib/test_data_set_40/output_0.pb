@@ -1,0 +1,1 @@
+BprobabilitiesJLı?q/7Ôô8

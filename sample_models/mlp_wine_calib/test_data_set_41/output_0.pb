@@ -1,0 +1,1 @@
+BprobabilitiesJяdТ8мы?j|9

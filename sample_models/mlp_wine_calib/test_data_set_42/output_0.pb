@@ -1,0 +1,1 @@
+BprobabilitiesJ飮V:锥?𑦳

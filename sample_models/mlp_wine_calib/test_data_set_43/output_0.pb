@@ -1,0 +1,1 @@
+BprobabilitiesJявJ7э?л8

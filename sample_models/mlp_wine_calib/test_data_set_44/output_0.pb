@@ -1,0 +1,1 @@
+BprobabilitiesJöÿ?R5Ð3955

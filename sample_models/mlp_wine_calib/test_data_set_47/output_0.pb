@@ -1,0 +1,1 @@
+BprobabilitiesJŒf)7ƒö62ÿ?

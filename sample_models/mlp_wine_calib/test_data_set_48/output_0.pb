@@ -1,0 +1,1 @@
+BprobabilitiesJÀÆŒ5àÿ?:ES5

@@ -1,0 +1,1 @@
+BprobabilitiesJøÿ?¬…3a}«4

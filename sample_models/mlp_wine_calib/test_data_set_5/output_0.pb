@@ -1,0 +1,1 @@
+BprobabilitiesJ\Ó?ò3:ÇÐâ8

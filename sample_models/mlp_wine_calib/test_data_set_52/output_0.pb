@@ -1,0 +1,2 @@
+BprobabilitiesJ¥	:J{9
+Î?

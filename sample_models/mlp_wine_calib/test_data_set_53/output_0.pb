@@ -1,0 +1,1 @@
+BprobabilitiesJP¸Ü5Îÿ?d°¬5

@@ -1,0 +1,1 @@
+BprobabilitiesJКа·9	a08fИ?

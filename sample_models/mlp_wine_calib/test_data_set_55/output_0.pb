@@ -1,0 +1,1 @@
+BprobabilitiesJRт09дђа8нн?

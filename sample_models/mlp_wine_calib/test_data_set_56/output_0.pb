@@ -1,0 +1,1 @@
+BprobabilitiesJα`K7δώ?Σn 6

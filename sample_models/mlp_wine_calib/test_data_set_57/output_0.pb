@@ -1,0 +1,1 @@
+BprobabilitiesJ²’Y6šÿ?¢Ý>6

@@ -1,0 +1,1 @@
+BprobabilitiesJ°À?~ÿ>:›y9

@@ -1,0 +1,1 @@
+BprobabilitiesJléÛ7RÀ6èı?

@@ -1,0 +1,1 @@
+BprobabilitiesJâî8ˆ÷?µ„7

@@ -1,0 +1,1 @@
+BprobabilitiesJ¤œl6’ÿ?¯àK6
