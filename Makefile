@@ -36,6 +36,7 @@ $(BIN)/python:
 # torch comes first and alone, so that no later step can choose the CUDA build; setuptools, which torch needs too, comes
 # before the project, whose build then takes place in this environment and fetches nothing that is not pinned.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Setting up $(VENV); the first time takes a minute or more.'
 	$(PIP_INSTALL) --no-deps '$(TORCH)' 2> /dev/null || $(PIP_INSTALL) --no-deps '$(TORCH)' --index-url $(TORCH_INDEX)
 	$(PIP_INSTALL) setuptools
 	$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
@@ -46,7 +47,9 @@ $(VENV)/.installed-samples: $(VENV)/.installed
 	touch $@
 
 demo: setup
-	$(BIN)/onnx-obd sample_models/lenet_digits.onnx --data sample_models/lenet_digits_calib --output build/demo
+	@mkdir -p build/demo
+	$(BIN)/onnx-obd sample_models/lenet_digits.onnx --data sample_models/lenet_digits_calib --sparsity 0.8 \
+	  --output build/demo/lenet_digits.onnx --html build/demo/report.html
 
 lint: setup
 	$(BIN)/ruff check .
