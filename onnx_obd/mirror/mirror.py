@@ -15,8 +15,8 @@ from onnx_obd.errors import DataError, ModelError
 from onnx_obd.graph.load import load_model
 from onnx_obd.mirror import ops  # noqa: F401  (importing registers the operators)
 from onnx_obd.mirror.compile import Precision, compile_model
-from onnx_obd.mirror.program import Program
-from onnx_obd.mirror.values import is_float, to_numpy, to_torch
+from onnx_obd.mirror.program import Env, Program
+from onnx_obd.mirror.values import is_float, materialise, to_numpy, to_torch
 
 MAX_PLANS = 16
 """How many input signatures keep their specialised program."""
@@ -80,17 +80,17 @@ class Mirror(nn.Module):
     # ---- running
 
     def forward(self, *inputs: Any) -> Any:
-        outputs = self.evaluate(inputs)
+        outputs = tuple(map(materialise, self.evaluate(inputs)))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def evaluate(
         self,
         inputs: Sequence[Any],
         *,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[str | int] | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple:
-        """The values named ``outputs`` (the graph outputs by default), with some weights replaced by others.
+        """The values ``outputs``, by name or slot (the graph outputs by default), with some weights replaced.
 
         Only the nodes that these outputs need are run. Replaced weights need not be parameters, so this is the
         function of the weights that ``torch.func`` differentiates.
@@ -110,13 +110,32 @@ class Mirror(nn.Module):
             self._plans.popitem(last=False)
         return results
 
-    def plan(self, inputs: Sequence[Any], outputs: Sequence[str] | None = None) -> Program:
+    def plan(self, inputs: Sequence[Any], outputs: Sequence[str | int] | None = None) -> Program:
         """The program specialised for inputs of these shapes (running it once if need be)."""
         key = (outputs and tuple(outputs), *map(_signature, self._prepare(inputs)))
         if key not in self._plans:
             with torch.no_grad():
                 self.evaluate(inputs, outputs=outputs)
         return self._plans[key]
+
+    @property
+    def program(self) -> Program:
+        """The whole graph, for inputs of any shape."""
+        return self._compiled.program
+
+    def start(self, inputs: Sequence[Any], program: Program | None = None) -> Env:
+        """An environment of a plan (the whole program by default) with the inputs in place, in the mirror's precision."""
+        return (program or self.program).start(self._prepare(inputs))
+
+    def name_of(self, slot: int) -> str:
+        """A name of the value in a slot; values inside function bodies have none of their own in the graph."""
+        names = {slot: name for name, slot in reversed(self._compiled.names.items())}
+        return names.get(slot, f"value {slot}")
+
+    @property
+    def value_names(self) -> Mapping[str, int]:
+        """Values of the main graph by name, and their slots."""
+        return self._compiled.names
 
     def slot(self, value: str) -> int:
         """The slot of a value of the main graph, in every plan."""
@@ -142,8 +161,11 @@ class Mirror(nn.Module):
         for slot, value in self._compiled.constants.items():
             template[slot] = self._precision.value(value)
 
-    def _restricted(self, outputs: Sequence[str] | None) -> Program:
-        slots = self._compiled.program.outputs if outputs is None else tuple(self.slot(name) for name in outputs)
+    def _restricted(self, outputs: Sequence[str | int] | None) -> Program:
+        if outputs is None:
+            slots = self._compiled.program.outputs
+        else:
+            slots = tuple(value if isinstance(value, int) else self.slot(value) for value in outputs)
         return self._compiled.program.restricted(slots)
 
     def _prepare(self, inputs: Sequence[Any]) -> list[Any]:

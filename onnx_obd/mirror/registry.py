@@ -11,8 +11,12 @@ The numbers are the since-versions of the schema it implements. A parameter's an
 
     ``Ints``, ``Floats``  an input that is read on the host (a shape, axes, scales): arrives as a tuple
     ``DType``             an attribute holding a ``TensorProto.DataType``: arrives as a torch.dtype
+    ``ElemType``          the same where the dtype does not say enough (int4, ...): arrives as a ``values.ElementType``
+    ``Seed``              the attribute ``seed``; where the node has none, a number made from the node's name
     ``OutputCount``       a keyword: how many outputs the node has
     ``ElemTypes``         a keyword: the ``TensorProto.DataType`` of each input, 0 where unknown
+    ``Like``              a keyword: an empty float32 tensor where the model is (its dtype and device follow ``.to``),
+                          to make tensors from where no input is one
     ``Body``              an attribute holding a graph: arrives as a callable
 
 One output is returned as it is, several as a tuple; a sequence is a list; an absent optional is None.
@@ -30,11 +34,16 @@ from typing import Annotated, Any
 import onnx
 import torch
 
+from onnx_obd.mirror.values import ElementType
+
 Ints = Annotated[tuple[int, ...], "host"]
 Floats = Annotated[tuple[float, ...], "host"]
 DType = Annotated[torch.dtype, "dtype"]
+ElemType = Annotated[ElementType, "elem_type"]
+Seed = Annotated[float, "seed"]
 OutputCount = Annotated[int, "output_count"]
 ElemTypes = Annotated[tuple[int, ...], "elem_types"]
+Like = Annotated[torch.Tensor, "like"]
 Body = Annotated[Callable[..., tuple], "body"]
 
 
@@ -48,6 +57,10 @@ class Operator:
     ``shape_only``: the outputs depend on the shapes of the inputs alone.
     ``data_dependent_shape``: the shape of an output depends on values that are not host inputs.
     ``random``: two runs may differ.
+    ``weights``: the positions of the operands that multiply the data (kernel, matrix, table): what pruning is about,
+    as against biases, statistics and constants.
+    ``distribution``: for an operator that turns its first input into probabilities, "bernoulli" or the function that
+    views that input as rows of logits, called with the node's attributes.
     """
 
     domain: str
@@ -59,6 +72,8 @@ class Operator:
     shape_only: bool = False
     data_dependent_shape: bool = False
     random: bool = False
+    weights: tuple[int, ...] = ()
+    distribution: Callable[..., Any] | str | None = None
 
     @cached_property
     def parameters(self) -> tuple[inspect.Parameter, ...]:
@@ -80,8 +95,13 @@ class Operator:
     def keywords(self) -> frozenset[str]:
         return frozenset(p.name for p in self.parameters if p.kind is p.KEYWORD_ONLY)
 
+    @cached_property
+    def default_dtypes(self) -> dict[str, torch.dtype]:
+        """The defaults of the attributes that are dtypes."""
+        return {p.name: p.default for p in self.parameters if isinstance(p.default, torch.dtype)}
+
     def keyword_of(self, kind: str) -> str | None:
-        """The keyword that wants "output_count" or "elem_types", if the function has one."""
+        """The keyword that wants "output_count", "elem_types", "like" or "seed", if the function has one."""
         return next((name for name in self.keywords if self.kinds.get(name) == kind), None)
 
 

@@ -1,0 +1,155 @@
+"""Heads: how far one output has moved, with first and second derivatives in closed form.
+
+A head looks at one value z of the graph for a batch of samples and compares it with a target that was computed
+once. Its Hessian with respect to z is known exactly as H = S Sᵀ, sample by sample. Because the loss is a divergence
+from the target, at z = original output its gradient is zero and its Hessian is the whole Gauss-Newton matrix: the
+assumption of Optimal Brain Damage that the network stands at a minimum ("extremal approximation", Le Cun, Denker,
+Solla 1989, section 2) then holds by construction, with no training and no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Head(Protocol):
+    """``z`` is the value for a batch of ``count`` samples; losses and derivatives are of the mean over samples."""
+
+    value: str
+    slot: int
+    weight: float
+
+    def target(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """What later values are compared with: from the original's value, or from the labels if there are any."""
+
+    def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
+        """The mean divergence per sample, a scalar."""
+
+    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+        """The diagonal of d2 loss / dz2, of z's shape."""
+
+    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """S e for random signs e: a random vector of z's shape with E[u uᵀ] = d2 loss / dz2 within each sample."""
+
+    def describe(self) -> str: ...
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    bits = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
+    return (2 * bits - 1).to(like)
+
+
+def _as_rows(rows: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The rows of z, and the way back from a tensor of rows to z's shape."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        matrix = rows(leaf)
+    return matrix.detach(), lambda m: torch.autograd.grad(matrix, leaf, m, retain_graph=True)[0]
+
+
+@dataclass(frozen=True)
+class SoftmaxHead:
+    """Softened Kullback-Leibler divergence of softmax distributions over the rows of logits z.
+
+    L = T² · mean over rows of KL(t ‖ p),  p = softmax(z / T);  H = diag(p) − p pᵀ per row, divided by the rows.
+
+    t is softmax(z₀ / T) of the original, or one-hot labels with T = 1 (then L is the cross-entropy). The factor T²
+    keeps gradients comparable between temperatures (Hinton, Vinyals, Dean 2015, section 2.1). ``rows`` views z as
+    [rows, classes].
+    """
+
+    value: str
+    slot: int
+    rows: Callable[[Tensor], Tensor]
+    temperature: float
+    weight: float = 1.0
+
+    def target(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        rows = self.rows(z)
+        if labels is None:
+            return torch.softmax(rows / self.temperature, -1)
+        return torch.nn.functional.one_hot(labels, rows.shape[-1]).to(rows)
+
+    def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
+        log_p = torch.log_softmax(self.rows(z) / self.temperature, -1)
+        divergence = torch.special.xlogy(target, target) - target * log_p
+        return self.weight * self.temperature**2 * divergence.sum(-1).mean()
+
+    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+        rows, back = _as_rows(self.rows, z)
+        p = torch.softmax(rows / self.temperature, -1)
+        return back(p * (1 - p) * (self.weight / len(rows)))
+
+    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        rows, back = _as_rows(self.rows, z)
+        p = torch.softmax(rows / self.temperature, -1)
+        draw = p.sqrt() * _signs(p, generator)
+        return back((draw - p * draw.sum(-1, keepdim=True)) * (self.weight / len(rows)) ** 0.5)
+
+    def describe(self) -> str:
+        return f"KL divergence of softmax('{self.value}' / {self.temperature:g})"
+
+
+@dataclass(frozen=True)
+class SigmoidHead:
+    """Softened Kullback-Leibler divergence of independent Bernoulli distributions with logits z.
+
+    L = T² · mean over elements of KL(t ‖ p),  p = σ(z / T);  H = diag(p (1 − p)) divided by the elements.
+    """
+
+    value: str
+    slot: int
+    temperature: float
+    weight: float = 1.0
+
+    def target(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        return torch.sigmoid(z / self.temperature) if labels is None else labels.to(z).reshape(z.shape)
+
+    def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
+        z = z / self.temperature
+        cross = torch.nn.functional.binary_cross_entropy_with_logits(z, target)
+        entropy = torch.special.entr(target) + torch.special.entr(1 - target)
+        return self.weight * self.temperature**2 * (cross - entropy.mean())
+
+    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+        p = torch.sigmoid(z / self.temperature)
+        return p * (1 - p) * (self.weight / z.numel())
+
+    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return self.hessian_diag(z, count).sqrt() * _signs(z, generator)
+
+    def describe(self) -> str:
+        return f"KL divergence of sigmoid('{self.value}' / {self.temperature:g})"
+
+
+@dataclass(frozen=True)
+class SquaredHead:
+    """Half the squared error, in units of the variance the output has over the samples.
+
+    L = ½ · mean over elements of (z − t)² / variance;  H = 1 / (elements · variance), diagonal.
+    """
+
+    value: str
+    slot: int
+    variance: float
+    weight: float = 1.0
+
+    def target(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        return z.detach().clone() if labels is None else labels.to(z).reshape(z.shape)
+
+    def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
+        return 0.5 * self.weight / self.variance * (z - target).square().mean()
+
+    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+        return torch.full_like(z, self.weight / (self.variance * z.numel()))
+
+    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return self.hessian_diag(z, count).sqrt() * _signs(z, generator)
+
+    def describe(self) -> str:
+        return f"squared error of '{self.value}' / variance {self.variance:.3g}"

@@ -1,0 +1,1 @@
+"""Who goes: from scores to masks. Plans never touch weights."""

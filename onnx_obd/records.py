@@ -1,0 +1,170 @@
+"""What one stage hands to the next: frozen records, no behaviour beyond reading themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Diagonal second derivatives of the mean loss over the scoring samples.
+
+    ``diag[name]`` has the weight's shape; unit: loss / weight². ``estimator`` is the name under which it was asked
+    for. ``estimated_nodes`` are the nodes whose own rule was replaced by random probes, ``scale`` the factor by
+    which each tensor of a recursion was scaled to an unbiased estimate (empty if none was).
+    """
+
+    diag: Mapping[str, Tensor]
+    estimator: str
+    num_samples: int
+    estimated_nodes: tuple[str, ...] = ()
+    scale: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """Scores per weight, of the weight's shape: the lower, the sooner it goes.
+
+    ``loss_change`` predicts the rise of the mean loss if this one weight is deleted, ½·h·w²; None without curvature.
+    """
+
+    scores: Mapping[str, Tensor]
+    criterion: str
+    loss_change: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which weights stay. ``keep[name]`` is boolean, of the weight's shape, True = kept.
+
+    ``predicted_loss_change`` is the sum of ``Saliency.loss_change`` over what this plan deletes and the one before it
+    kept; None without curvature.
+    """
+
+    keep: Mapping[str, Tensor]
+    predicted_loss_change: float | None
+
+    @property
+    def total(self) -> int:
+        return sum(mask.numel() for mask in self.keep.values())
+
+    @property
+    def deleted(self) -> int:
+        return self.total - sum(int(mask.sum()) for mask in self.keep.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros among the prunable weights, in [0, 1]."""
+        return self.deleted / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of deletion: what was predicted and what happened.
+
+    Losses are means per sample; a change is relative to the state before this round's deletion.
+    """
+
+    sparsity: float
+    predicted: float | None
+    measured_scoring: float
+    measured_held_back: float
+    loss_held_back: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How one pruned variant does on the held-back samples, compared with the original.
+
+    ``loss`` is the objective (see ``objective`` in the report). ``agreement`` is the fraction of samples with the
+    same top-1 class as the original, None for other outputs. ``accuracy`` needs integer labels. ``relative_error``
+    is ||y - y0|| / ||y0 - mean(y0)|| over all held-back outputs (0 = equal, 1 = as bad as the constant mean).
+    """
+
+    method: str
+    sparsity: float
+    loss: float
+    agreement: float | None
+    accuracy: float | None
+    relative_error: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """One weight tensor in the report. ``reason`` says why it was not prunable, if it was not."""
+
+    name: str
+    shape: tuple[int, ...]
+    node: str
+    op_type: str
+    prunable: bool
+    reason: str = ""
+    sparsity: float = 0.0
+    sparsity_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Two models timed interleaved in one process. Milliseconds per run; ``speedup`` = original / pruned."""
+
+    original: Interval
+    pruned: Interval
+    speedup: Interval
+    threads: int
+    batch: int
+    runs: int
+    subnormal_weights: int = 0
+    original_flushed: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one run found out; what the table, the JSON and the HTML are drawn from.
+
+    ``parameters_after`` is the number of parameters left if units were removed (the tensors shrank), None if the
+    shapes stayed and weights were only set to zero. ``provenance`` names what went in: hashes, library versions.
+    """
+
+    model: str
+    output: str
+    version: str
+    method: str
+    shipped: str
+    options: Mapping[str, Any]
+    objective: str
+    num_scoring: int
+    num_held_back: int
+    target_sparsity: float
+    sparsity: float
+    sparsity_all_weights: float
+    parameters: int
+    dense: Quality
+    candidates: tuple[Quality, ...]
+    exported: Quality
+    rounds: tuple[Round, ...]
+    weights: tuple[WeightSummary, ...]
+    bytes_before: int
+    bytes_after: int
+    sparse_tensors: int
+    latency: Latency | None
+    mirror_error: float
+    export_error: float
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    parameters_after: int | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)

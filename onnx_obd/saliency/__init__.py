@@ -1,0 +1,11 @@
+"""Scores from weights and curvature: the lower the score, the sooner the weight goes. One file per criterion."""
+
+import importlib
+import pkgutil
+
+from onnx_obd.saliency.registry import CRITERIA, Criterion, score
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["CRITERIA", "Criterion", "score"]

@@ -1,0 +1,1 @@
+"""Changing the mirror's weights as planned."""
