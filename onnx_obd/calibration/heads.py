@@ -11,29 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Head(Protocol):
-    """``z`` is the value for a batch of ``count`` samples; losses and derivatives are of the mean over samples."""
+    """``z`` is the value for a batch of ``count`` samples, ``target`` what ``target`` returned for them; losses and derivatives are of the mean over samples."""
 
     value: str
     slot: int
     weight: float
 
-    def target(self, z: Tensor, labels: Tensor | None) -> Tensor:
+    def target(self, z: Tensor, labels: Tensor | None) -> Any:
         """What later values are compared with: from the original's value, or from the labels if there are any."""
 
-    def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
+    def loss(self, z: Tensor, target: Any, count: int) -> Tensor:
         """The mean divergence per sample, a scalar."""
 
-    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+    def hessian_diag(self, z: Tensor, target: Any, count: int) -> Tensor:
         """The diagonal of d2 loss / dz2, of z's shape."""
 
-    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def probe(self, z: Tensor, target: Any, count: int, generator: torch.Generator) -> Tensor:
         """S e for random signs e: a random vector of z's shape with E[u uᵀ] = d2 loss / dz2 within each sample."""
 
     def describe(self) -> str: ...
@@ -80,12 +80,12 @@ class SoftmaxHead:
         divergence = torch.special.xlogy(target, target) - target * log_p
         return self.weight * self.temperature**2 * divergence.sum(-1).mean()
 
-    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+    def hessian_diag(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         rows, back = _as_rows(self.rows, z)
         p = torch.softmax(rows / self.temperature, -1)
         return back(p * (1 - p) * (self.weight / len(rows)))
 
-    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
         rows, back = _as_rows(self.rows, z)
         p = torch.softmax(rows / self.temperature, -1)
         draw = p.sqrt() * _signs(p, generator)
@@ -116,12 +116,12 @@ class SigmoidHead:
         entropy = torch.special.entr(target) + torch.special.entr(1 - target)
         return self.weight * self.temperature**2 * (cross - entropy.mean())
 
-    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+    def hessian_diag(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         p = torch.sigmoid(z / self.temperature)
         return p * (1 - p) * (self.weight / z.numel())
 
-    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        return self.hessian_diag(z, count).sqrt() * _signs(z, generator)
+    def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return self.hessian_diag(z, target, count).sqrt() * _signs(z, generator)
 
     def describe(self) -> str:
         return f"KL divergence of sigmoid('{self.value}' / {self.temperature:g})"
@@ -145,11 +145,11 @@ class SquaredHead:
     def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         return 0.5 * self.weight / self.variance * (z - target).square().mean()
 
-    def hessian_diag(self, z: Tensor, count: int) -> Tensor:
+    def hessian_diag(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         return torch.full_like(z, self.weight / (self.variance * z.numel()))
 
-    def probe(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        return self.hessian_diag(z, count).sqrt() * _signs(z, generator)
+    def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return self.hessian_diag(z, target, count).sqrt() * _signs(z, generator)
 
     def describe(self) -> str:
         return f"squared error of '{self.value}' / variance {self.variance:.3g}"

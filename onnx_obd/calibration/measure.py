@@ -21,7 +21,7 @@ class Batch:
     """Mirror inputs of ``count`` samples, what their outputs are compared with, and their labels if there are any."""
 
     inputs: tuple
-    targets: tuple[Tensor, ...]
+    targets: tuple
     count: int
     labels: Tensor | None
 

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onnx_obd.calibration.custom import CustomHead
 from onnx_obd.calibration.heads import Head, SigmoidHead, SoftmaxHead, SquaredHead
-from onnx_obd.errors import DataError, ModelError
+from onnx_obd.calibration.python_source import find_function, is_function_spec
+from onnx_obd.errors import DataError, ModelError, UsageError
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.program import Program, Step
 from onnx_obd.mirror.second import movement
 from onnx_obd.mirror.values import is_float
+
+KINDS = ("auto", "kl", "squared", "labels", "divergence")
 
 DEFAULT_TEMPERATURE = 4.0
 """Softens the original's outputs so that confident predictions still carry curvature."""
@@ -45,20 +49,24 @@ class Objective:
     def classifies(self) -> bool:
         return isinstance(self.heads[0], SoftmaxHead)
 
-    def targets(self, values: Sequence[Tensor], labels: Tensor | None) -> list[Tensor]:
+    def targets(self, values: Sequence[Tensor], labels: Tensor | None) -> list[Any]:
         used = labels if self.supervised else None
         return [head.target(z, used) for head, z in zip(self.heads, values, strict=True)]
 
-    def loss(self, values: Sequence[Tensor], targets: Sequence[Tensor], count: int) -> Tensor:
+    def loss(self, values: Sequence[Tensor], targets: Sequence[Any], count: int) -> Tensor:
         """Mean per sample, a scalar."""
         terms = zip(self.heads, values, targets, strict=True)
         return sum(head.loss(z, target, count) for head, z, target in terms)
 
-    def hessian_diag(self, values: Sequence[Tensor], count: int) -> list[Tensor]:
-        return [head.hessian_diag(z, count) for head, z in zip(self.heads, values, strict=True)]
+    def hessian_diag(self, values: Sequence[Tensor], targets: Sequence[Any], count: int) -> list[Tensor]:
+        terms = zip(self.heads, values, targets, strict=True)
+        return [head.hessian_diag(z, target, count) for head, z, target in terms]
 
-    def probe(self, values: Sequence[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
-        return [head.probe(z, count, generator) for head, z in zip(self.heads, values, strict=True)]
+    def probe(
+        self, values: Sequence[Tensor], targets: Sequence[Any], count: int, generator: torch.Generator
+    ) -> list[Tensor]:
+        terms = zip(self.heads, values, targets, strict=True)
+        return [head.probe(z, target, count, generator) for head, z, target in terms]
 
     def describe(self) -> str:
         what = " + ".join(head.describe() for head in self.heads)
@@ -78,18 +86,26 @@ def choose_objective(
     Args:
         batches: inputs of a few batches, from which scales and the look of the outputs are taken.
         labels: int64 classes [N] or float targets [N, ...] of all samples; None for a label-free objective.
-        kind: "auto", "kl" (the outputs are logits or distributions), "squared", or "labels" / "divergence" to insist
-            on using or ignoring the labels.
+        kind: "auto", "kl" (the outputs are logits or distributions), "squared", "labels" / "divergence" to insist
+            on using or ignoring the labels, or "module:function" for a loss of the user's own (see ``custom``).
         temperature: of the softened divergence; 4 by default, 1 with labels.
 
     Raises:
         ModelError: no float output depends on a weight.
         DataError: labels that do not fit the outputs.
+        UsageError: no such kind.
     """
+    if kind not in KINDS and not is_function_spec(kind):
+        raise UsageError(f"no objective '{kind}'; there are {', '.join(KINDS)} and module:function")
+    if kind == "labels" and labels is None:
+        raise UsageError("the objective is 'labels', but the samples have none")
     supervised = labels is not None and kind != "divergence"
     temperature = temperature or (1.0 if supervised else DEFAULT_TEMPERATURE)
     program, records = _record(mirror, batches)
     values, notes = _float_outputs(mirror, program, records[0])
+    if is_function_spec(kind):
+        head = CustomHead(mirror.name_of(values[0]), values[0], kind, find_function(kind))
+        return Objective((head,), supervised, tuple(notes))
     classes = supervised and not labels.is_floating_point()
     heads = []
     for slot in values:

@@ -40,7 +40,7 @@ def list_function(
     Raises:
         DataError: the function cannot be found, fails, or gives something else.
     """
-    function = _find(spec)
+    function = find_function(spec)
     try:
         result = function(list(values))
         if _is_stack(result) or (isinstance(result, tuple) and len(result) == 2 and _is_stack(result[0])):
@@ -57,7 +57,12 @@ def list_function(
     return list_groups(groups, inputs, "function")
 
 
-def _find(spec: str) -> Callable[[list[onnx.ValueInfoProto]], Any]:
+def find_function(spec: str) -> Callable[..., Any]:
+    """The function named ``module:function``; the module is looked for in the current directory first.
+
+    Raises:
+        DataError: it cannot be imported, or is no function.
+    """
     module_name, _, function_name = spec.partition(":")
     here = os.getcwd()
     sys.path.insert(0, here)

@@ -38,7 +38,7 @@ def ggn_probes(
             values = mirror.evaluate(batch.inputs, outputs=objective.slots)
         for probe in range(num_probes):
             with torch.no_grad():
-                cotangents = objective.probe(values, batch.count, generator)
+                cotangents = objective.probe(values, batch.targets, batch.count, generator)
             pairs = [(v, u) for v, u in zip(values, cotangents, strict=True) if v.requires_grad]
             if not pairs:
                 break
