@@ -1,0 +1,266 @@
+"""Recurrent layers: RNN, GRU, LSTM.
+
+The input projection of all steps is one product; what remains is a loop over time around one cell. Where torch's
+fused kernel computes exactly the node, it runs instead.
+
+Shapes: X [T, B, I]; W [D, G*H, I] and R [D, G*H, H] for G gates and D directions; bias B [D, 2*G*H] = Wb, Rb;
+states [D, B, H]; Y [T, D, B, H]. With ``layout=1`` the batch comes first: X [B, T, I], states [B, D, H] and
+Y [B, T, D, H].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onnx_obd.errors import ModelError
+from onnx_obd.mirror.composite import composite
+from onnx_obd.mirror.registry import Ints, family
+
+Activation = Callable[[Tensor], Tensor]
+Cell = Callable[..., tuple[Tensor, ...]]
+"""(projected input of a step, *states) -> the new states, the hidden state first."""
+
+MIN_FUSED_STEPS = 6
+"""Below this, torch's fused kernels cost more to set up than the loop takes."""
+
+_recurrent_op = family(weights=(1, 2), second=composite)
+
+_ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], float | None, float | None]] = {
+    # name -> function of x and of the alpha and beta it has; their defaults, None for one that it does not have
+    "affine": (lambda x, alpha, beta: alpha * x + beta, 1.0, 0.0),
+    "elu": (F.elu, 1.0, None),
+    "hardsigmoid": (lambda x, alpha, beta: (alpha * x + beta).clamp(0, 1), 0.2, 0.5),
+    "leakyrelu": (F.leaky_relu, 0.01, None),
+    "relu": (torch.relu, None, None),
+    "scaledtanh": (lambda x, alpha, beta: alpha * torch.tanh(beta * x), 1.0, 1.0),
+    "sigmoid": (torch.sigmoid, None, None),
+    "softplus": (F.softplus, None, None),
+    "softsign": (F.softsign, None, None),
+    "tanh": (torch.tanh, None, None),
+    "thresholdedrelu": (lambda x, alpha: F.threshold(x, alpha, 0.0), 1.0, None),
+}
+
+
+def _activations(
+    count: int, directions: int, names: Sequence[str], alphas: Sequence[float] | None, betas: Sequence[float] | None,
+    clip: float | None, clipped: int = 2,
+) -> list[list[Activation]]:  # fmt: skip
+    """The ``count`` activations of each direction, the first ``clipped`` with their arguments limited to [-clip, clip].
+
+    Each takes the next alpha and the next beta if it has one, which is how onnxruntime reads the lists.
+    """
+    if len(names) < count * directions:
+        raise ModelError(f"recurrent layer: {len(names)} activations for {directions} directions of {count}")
+    alphas, betas = iter(alphas or ()), iter(betas or ())
+    found = []
+    for position, name in enumerate(names[: count * directions]):
+        if name.lower() not in _ACTIVATIONS:
+            raise ModelError(f"recurrent layer: unknown activation '{name}'")
+        function, alpha, beta = _ACTIVATIONS[name.lower()]
+        own = [next(given, default) for given, default in ((alphas, alpha), (betas, beta)) if default is not None]
+        found.append(_activation(function, own, clip if position % count < clipped else None))
+    return [found[i : i + count] for i in range(0, len(found), count)]
+
+
+def _activation(function: Callable[..., Tensor], own: Sequence[float], clip: float | None) -> Activation:
+    if not own and not clip:
+        return function
+    return lambda x: function(x.clamp(-clip, clip) if clip else x, *own)
+
+
+class _Layer:
+    """A node's run over time: what its cell leaves open. Tensors are held time first."""
+
+    def __init__(self, x, w, r, b, lengths, initial, direction: str, layout: int):
+        self.x, self.w, self.r, self.b, self.direction, self.layout = x, w, r, b, direction, layout
+        if layout:
+            self.x = x.transpose(0, 1)
+            initial = [None if state is None else state.transpose(0, 1) for state in initial]
+        self.steps, batch = self.x.shape[:2]
+        self.lengths = None if lengths is None or set(lengths) == {self.steps} else lengths
+        zeros = x.new_zeros(r.shape[0], batch, r.shape[2])
+        self.states = [zeros if state is None else state for state in initial]
+
+    def bias(self, d: int) -> tuple[Tensor, ...]:
+        """Wb and Rb of a direction, or nothing."""
+        return () if self.b is None else self.b[d].chunk(2)
+
+    def project(self, d: int, gates: slice = slice(None)) -> Tensor:
+        """X W^T + Wb + Rb of a direction for all steps; Rb for some rows of the gates only."""
+        if self.b is None:
+            return F.linear(self.x, self.w[d])
+        wb, rb = self.bias(d)
+        return F.linear(self.x, self.w[d], wb + F.pad(rb[gates], (0, len(rb) - len(rb[gates]))))
+
+    def loop(self, cells: Sequence[Cell], projections: Sequence[Tensor]) -> tuple:
+        """Y, Y_h (and Y_c), one cell and one projection for each direction."""
+        lengths = None if self.lengths is None else torch.tensor(self.lengths, device=self.x.device)
+        hidden, finals = [], []
+        for d, (cell, projected) in enumerate(zip(cells, projections, strict=True)):
+            backwards = self.direction == "reverse" or d == 1
+            y, states = _sweep(projected, [state[d] for state in self.states], cell, lengths, backwards)
+            hidden.append(y)
+            finals.append(states)
+        return self.arrange(torch.stack(hidden, 1), [torch.stack(states) for states in zip(*finals, strict=True)])
+
+    def arrange(self, y: Tensor, states: Sequence[Tensor]) -> tuple:
+        """[T, D, B, H] and [D, B, H] in the layout of the node."""
+        if self.layout:
+            return y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in states)
+        return y, *states
+
+    def fusable(self) -> bool:
+        """Whether torch's fused kernels apply: not to ragged sequences, nor under torch.func or a composite rule."""
+        return (
+            self.lengths is None
+            and self.steps >= MIN_FUSED_STEPS
+            and not torch._C._are_functorch_transforms_active()
+            and not torch._C._is_torch_function_mode_enabled()
+        )
+
+    def fused(self, kernel: Callable[..., tuple], order: Sequence[int]) -> tuple:
+        """The same as ``loop`` by a kernel of torch, whose gates stand in another ``order``."""
+        reverse, directions = self.direction == "reverse", len(self.r)
+        x = self.x.flip(0) if reverse else self.x
+        weights = [_reorder(part, order) for d in range(directions) for part in (self.w[d], self.r[d], *self.bias(d))]
+        states = [state.contiguous() for state in self.states]
+        recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *states, *weights))
+        # cuDNN's kernels cannot be differentiated twice
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recorded):
+            initial = states if len(states) > 1 else states[0]
+            y, *finals = kernel(x, initial, weights, self.b is not None, 1, 0.0, recorded, directions == 2, False)
+        y = y.unflatten(2, (directions, -1)).transpose(1, 2)
+        return self.arrange(y.flip(0) if reverse else y, finals)
+
+
+def _reorder(gates: Tensor, order: Sequence[int]) -> Tensor:
+    parts = gates.chunk(len(order))
+    return torch.cat([parts[i] for i in order]) if len(order) > 1 else gates
+
+
+def _sweep(
+    projected: Tensor, states: Sequence[Tensor], cell: Cell, lengths: Tensor | None, backwards: bool
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """One direction: the hidden state after each step [T, B, H], 0 beyond a sequence's end, and the last states."""
+    steps = projected.unbind(0)
+    hidden: list[Tensor] = list(steps)
+    for time in reversed(range(len(steps))) if backwards else range(len(steps)):
+        new = cell(steps[time], *states)
+        if lengths is None:
+            states, hidden[time] = new, new[0]
+        else:
+            inside = (time < lengths)[:, None]
+            states = tuple(torch.where(inside, now, before) for now, before in zip(new, states, strict=True))
+            hidden[time] = torch.where(inside, new[0], 0.0)
+    return torch.stack(hidden), states
+
+
+@_recurrent_op("RNN", 1, 7, 14, 22)
+def rnn(
+    x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, *, activation_alpha=None, activation_beta=None,
+    activations=("Tanh", "Tanh"), clip=None, direction="forward", hidden_size=None, layout=0, output_sequence=0,
+):  # fmt: skip
+    """H_t = f(X_t W^T + H_{t-1} R^T + Wb + Rb)."""
+    layer = _Layer(x, w, r, b, sequence_lens, [initial_h], direction, layout)
+    kernel = _RNN_KERNELS.get(tuple(name.lower() for name in activations[: len(r)]))
+    if kernel is not None and not clip and layer.fusable():
+        return layer.fused(kernel, (0,))
+
+    def cell(matrix: Tensor, f: Activation) -> Cell:
+        return lambda x, h: (f(torch.addmm(x, h, matrix)),)
+
+    functions = _activations(1, len(r), activations, activation_alpha, activation_beta, clip)
+    cells = [cell(matrix.t(), f) for matrix, (f,) in zip(r.unbind(), functions, strict=True)]
+    return layer.loop(cells, [layer.project(d) for d in range(len(r))])
+
+
+_RNN_KERNELS = {names * d: getattr(torch._VF, f"rnn_{names[0]}") for names in (("tanh",), ("relu",)) for d in (1, 2)}
+
+
+@_recurrent_op("GRU", 1, 3, 7, 14, 22)
+def gru(
+    x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, *, activation_alpha=None, activation_beta=None,
+    activations=None, clip=None, direction="forward", hidden_size=None, layout=0, linear_before_reset=0,
+    output_sequence=0,
+):  # fmt: skip
+    """Gates z, r, h: z, r = f(X_t W^T + H_{t-1} R^T + Wb + Rb); H_t = (1 - z) n + z H_{t-1}.
+
+    n = g(X_t Wh^T + Wbh + r (H_{t-1} Rh^T + Rbh)) with ``linear_before_reset``, otherwise
+    n = g(X_t Wh^T + Wbh + (r H_{t-1}) Rh^T + Rbh).
+    """
+    layer = _Layer(x, w, r, b, sequence_lens, [initial_h], direction, layout)
+    size = r.shape[2]
+    names = activations or _GRU_ACTIVATIONS * len(r)
+    plain = tuple(name.lower() for name in names) == _GRU_ACTIVATIONS * len(r)
+    if plain and linear_before_reset and not clip and layer.fusable():
+        return layer.fused(torch._VF.gru, (1, 0, 2))
+
+    def cell(d: int, f: Activation, g: Activation) -> Cell:
+        gates, candidate = r[d].split((2 * size, size))
+        gates, candidate = gates.t(), candidate.t()
+        bias = layer.bias(d)[1][2 * size :] if b is not None and linear_before_reset else 0.0
+
+        def step(x: Tensor, h: Tensor) -> tuple[Tensor]:
+            x_gates, x_candidate = x.split((2 * size, size), 1)
+            update, reset = f(torch.addmm(x_gates, h, gates)).chunk(2, 1)
+            if linear_before_reset:
+                new = g(x_candidate + reset * (h @ candidate + bias))
+            else:
+                new = g(torch.addmm(x_candidate, reset * h, candidate))
+            return ((1 - update) * new + update * h,)
+
+        return step
+
+    functions = _activations(2, len(r), names, activation_alpha, activation_beta, clip)
+    cells = [cell(d, f, g) for d, (f, g) in enumerate(functions)]
+    inside = slice(2 * size if linear_before_reset else None)
+    return layer.loop(cells, [layer.project(d, inside) for d in range(len(r))])
+
+
+_GRU_ACTIVATIONS = ("sigmoid", "tanh")
+
+
+@_recurrent_op("LSTM", 1, 7, 14, 22)
+def lstm(
+    x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, initial_c=None, p=None, *,
+    activation_alpha=None, activation_beta=None, activations=None, clip=None, direction="forward", hidden_size=None,
+    input_forget=0, layout=0, output_sequence=0,
+):  # fmt: skip
+    """Gates i, o, f, c, with peepholes P [D, 3*H] = Pi, Po, Pf from the cell state C:
+
+    i = f(X_t Wi^T + H_{t-1} Ri^T + Pi C_{t-1} + bi), likewise f (or 1 - i with ``input_forget``);
+    C_t = f C_{t-1} + i g(X_t Wc^T + H_{t-1} Rc^T + bc);
+    o = f(X_t Wo^T + H_{t-1} Ro^T + Po C_t + bo); H_t = o h(C_t).
+    """
+    layer = _Layer(x, w, r, b, sequence_lens, [initial_h, initial_c], direction, layout)
+    names = activations or _LSTM_ACTIVATIONS * len(r)
+    plain = tuple(name.lower() for name in names) == _LSTM_ACTIVATIONS * len(r)
+    if plain and p is None and not input_forget and not clip and layer.fusable():
+        return layer.fused(torch._VF.lstm, (0, 2, 3, 1))
+
+    def cell(d: int, f: Activation, g: Activation, h_of: Activation) -> Cell:
+        recurrent = r[d].t()
+        peepholes = None if p is None else p[d].chunk(3)
+
+        def step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+            i, o, forget, new = torch.addmm(x, h, recurrent).chunk(4, 1)
+            if peepholes:
+                i, forget = i + peepholes[0] * c, forget + peepholes[2] * c
+            i = f(i)
+            c = (1 - i if input_forget else f(forget)) * c + i * g(new)
+            o = f(o + peepholes[1] * c if peepholes else o)
+            return o * h_of(c), c
+
+        return step
+
+    # onnxruntime limits what enters the gates, not the cell state that enters h
+    functions = _activations(3, len(r), names, activation_alpha, activation_beta, clip, clipped=2)
+    cells = [cell(d, *three) for d, three in enumerate(functions)]
+    return layer.loop(cells, [layer.project(d) for d in range(len(r))])
+
+
+_LSTM_ACTIVATIONS = ("sigmoid", "tanh", "tanh")
