@@ -10,7 +10,8 @@ TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 ifeq ($(shell uname -s),Linux)
 TORCH := $(TORCH)+cpu
 endif
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PINNED := --constraint constraints.txt
 # One thread for each process: the tests run side by side and the networks are small.
 export OMP_NUM_THREADS := 1
 
@@ -38,12 +39,12 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Setting up $(VENV); the first time takes a minute or more.'
 	$(PIP_INSTALL) --no-deps '$(TORCH)' 2> /dev/null || $(PIP_INSTALL) --no-deps '$(TORCH)' --index-url $(TORCH_INDEX)
-	$(PIP_INSTALL) setuptools
-	$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
+	$(PIP_INSTALL) $(PINNED) setuptools
+	$(PIP_INSTALL) $(PINNED) --no-build-isolation --editable '.[test]'
 	touch $@
 
 $(VENV)/.installed-samples: $(VENV)/.installed
-	$(PIP_INSTALL) --no-build-isolation --editable '.[samples]'
+	$(PIP_INSTALL) $(PINNED) --no-build-isolation --editable '.[samples]'
 	touch $@
 
 demo: setup

@@ -51,7 +51,10 @@ def main(names: list[str]) -> None:
         sys.exit(f"no such network: {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
     # Sums in one thread always run in the same order, so that the same machine gives the same weights.
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export", category=DeprecationWarning)
+    # The exporters warn of their own deprecations, and that an LSTM's batch may not be open; `score` runs it open.
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size other than 1")
     with threadpool_limits(1):
         for name in names or NETWORKS:
             make(name)
