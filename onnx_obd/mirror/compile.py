@@ -6,6 +6,7 @@ operator; an operator that ONNX defines by a function body, compiled in its plac
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,10 @@ from onnx_obd.graph.weights import Path, Weight, find_weights, read_tensor
 from onnx_obd.mirror.boundary import boundary
 from onnx_obd.mirror.program import CallWithBodies, Program, Step
 from onnx_obd.mirror.registry import Operator, lookup
-from onnx_obd.mirror.values import TORCH_DTYPE, from_tensor_proto, to_torch
+from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, from_tensor_proto, to_torch
+
+MEMORY_HINTS = frozenset({"consumed_inputs"})
+"""Attributes of opset 1 that say which buffers may be reused, and nothing about the result."""
 
 
 @dataclass
@@ -219,16 +223,26 @@ class _Compiler:
         inputs = tuple(self._read(scope, name, f"node {label}") for name in node.input)
         attributes, bodies = {}, {}
         for attribute in self._attributes(scope, node):
+            if attribute.name in MEMORY_HINTS:
+                continue
             if attribute.name not in operator.keywords:
                 raise ModelError(f"node {label}: {operator.name}-{max(operator.since)} has no '{attribute.name}'")
             if attribute.type == AttributeProto.GRAPH:
                 bodies[attribute.name] = self._body(scope, attribute, index, label)
             else:
                 attributes[attribute.name] = self._attribute(operator, attribute)
+                if attribute.type == AttributeProto.TENSOR and not node.input:
+                    scope.elem_types[node.output[0]] = attribute.t.data_type
+        for name, default in operator.default_dtypes.items():
+            attributes.setdefault(name, self.precision.dtype(default))
         if wanted := operator.keyword_of("output_count"):
             attributes[wanted] = len(node.output)
         if wanted := operator.keyword_of("elem_types"):
             attributes[wanted] = tuple(scope.elem_type(name) for name in node.input)
+        if wanted := operator.keyword_of("like"):
+            attributes[wanted] = self.precision.value(torch.empty(0))
+        if wanted := operator.keyword_of("seed"):
+            attributes.setdefault(wanted, zlib.crc32(label.encode()))
         call: Callable = partial(operator.function, **attributes) if attributes else operator.function
         if bodies:
             captured = {name: (program, len(outer)) for name, (program, outer) in bodies.items()}
@@ -254,10 +268,11 @@ class _Compiler:
     def _attribute(self, operator: Operator, attribute: AttributeProto) -> Any:
         value = onnx.helper.get_attribute_value(attribute)
         match attribute.type:
-            case AttributeProto.INT if operator.kinds.get(attribute.name) == "dtype":
+            case AttributeProto.INT if (kind := operator.kinds.get(attribute.name)) in ("dtype", "elem_type") and value:
                 if value not in TORCH_DTYPE:
                     raise ModelError(f"{operator.name}: element type {value} is not a tensor type the mirror has")
-                return self.precision.dtype(TORCH_DTYPE[value])
+                dtype = self.precision.dtype(TORCH_DTYPE[value])
+                return dtype if kind == "dtype" else ElementType(value, dtype)
             case AttributeProto.STRING:
                 return value.decode(errors="replace")
             case AttributeProto.STRINGS:
@@ -281,8 +296,17 @@ class _Compiler:
         self._graph(inner, attribute.g)
         outputs = tuple(self._read(inner, value.name, f"{label} {attribute.name}") for value in attribute.g.output)
         inputs += builder.captures.values()
-        program = Program(tuple(inputs), outputs, tuple(builder.steps), [None] * builder.size)
+        no_steps = tuple(self._no_steps(value) for value in attribute.g.output)
+        program = Program(tuple(inputs), outputs, tuple(builder.steps), [None] * builder.size, no_steps)
         return program.with_release(), list(builder.captures)
+
+    def _no_steps(self, value: onnx.ValueInfoProto) -> torch.Tensor | None:
+        """An output of a body stacked over no iterations: shape [0, ...], unknown dimensions 0."""
+        tensor = value.type.tensor_type
+        if tensor.elem_type not in TORCH_DTYPE:
+            return None
+        shape = (0, *(dim.dim_value for dim in tensor.shape.dim))
+        return self.precision.value(torch.empty(shape, dtype=TORCH_DTYPE[tensor.elem_type]))
 
     def _inline(self, scope: _Scope, node: onnx.NodeProto, label: str, body: onnx.FunctionProto, path: Any) -> None:
         """Compile a function body in the place of the node that calls it."""

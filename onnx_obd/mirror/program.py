@@ -69,6 +69,11 @@ class BoundBody:
     def __call__(self, *inputs: Any) -> tuple:
         return self.program.run((*inputs, *self.captured))
 
+    @property
+    def no_steps(self) -> tuple[torch.Tensor | None, ...]:
+        """What each output is when stacked over no iterations at all."""
+        return self.program.no_steps
+
 
 class CallWithBodies:
     """An operator with graph attributes; the captured values arrive after the node's own inputs."""
@@ -90,12 +95,16 @@ class CallWithBodies:
 
 @dataclass
 class Program:
-    """Slots and steps. ``inputs`` are filled by the caller: the graph's inputs, then for a body its captures."""
+    """Slots and steps. ``inputs`` are filled by the caller: the graph's inputs, then for a body its captures.
+
+    ``no_steps``: of a body, what each output is when stacked over no iterations at all, by its declared type.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     steps: tuple[Step, ...]
     template: Env
+    no_steps: tuple[torch.Tensor | None, ...] = ()
     _loop: list[tuple] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -191,7 +200,7 @@ class Program:
             last = tuple(slot for slot in touched if slot not in seen)
             seen.update(last)
             steps.append(replace(step, release=last))
-        return Program(self.inputs, self.outputs, tuple(reversed(steps)), self.template)
+        return Program(self.inputs, self.outputs, tuple(reversed(steps)), self.template, self.no_steps)
 
 
 def _read_host_once(step: Step, env: Env, known: set[int] | frozenset[int], host: dict[int, tuple[int, Any]]) -> Step:

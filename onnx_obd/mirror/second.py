@@ -11,8 +11,8 @@ inputs that are wanted, None for the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ class Call:
     """One execution of a node, as a rule sees it.
 
     ``function`` has the attributes bound; ``inputs`` are its arguments (host inputs as tuples), ``wanted`` says
-    which of them need an h. ``outputs`` are the results. ``generator`` draws the probes of estimated rules.
+    which of them need an h. ``outputs`` are the results. ``generator`` draws the probes of estimated rules, and
+    ``estimated`` receives the nodes inside that had to be estimated.
     """
 
     node: str
@@ -38,6 +39,7 @@ class Call:
     outputs: tuple
     wanted: tuple[bool, ...]
     generator: torch.Generator | None = None
+    estimated: set[str] | None = None
     gradients: tuple[Tensor | None, ...] | None = None
     _graph: tuple | None = field(default=None, repr=False)
 
@@ -48,13 +50,13 @@ class Call:
         with torch.enable_grad():
             for position, wanted in enumerate(self.wanted):
                 if wanted:
-                    values[position] = values[position].detach().requires_grad_()
+                    values[position] = _leaf(values[position])
                 leaves.append(values[position] if wanted else None)
             result = self.function(*values)
         return leaves, result if isinstance(result, tuple) else (result,)
 
     def vjp(self, cotangents: Sequence[Tensor | None], inputs: Sequence[Any] | None = None) -> list[Tensor | None]:
-        """Jacobian-transposed products for the wanted inputs: sum_j (dy_j/dx_i) c[j]."""
+        """Jacobian-transposed products for the wanted inputs: sum_j (dy_j/dx_i) c[j]. A sequence's is a list."""
         if inputs is None:
             self._graph = self._graph or self.differentiate()
             leaves, results = self._graph
@@ -62,17 +64,43 @@ class Call:
             leaves, results = self.differentiate(inputs)
         pairs = [
             (result, cotangent)
-            for result, cotangent in zip(results, cotangents, strict=False)
+            for result, cotangent in _paired(results, cotangents)
             if cotangent is not None and is_float(result) and result.requires_grad
         ]
-        targets = [leaf for leaf in leaves if leaf is not None]
+        targets = [leaf for leaf, _ in _paired(leaves, leaves) if is_float(leaf)]
         if not pairs or not targets:
             return [None] * len(leaves)
         found = torch.autograd.grad(
             [r for r, _ in pairs], targets, [c.to(r.dtype) for r, c in pairs], retain_graph=True, allow_unused=True
         )
         gradients = iter(found)
-        return [None if leaf is None else next(gradients) for leaf in leaves]
+        return [_arranged(leaf, gradients) for leaf in leaves]
+
+
+def carries_h(value: Any) -> bool:
+    """Is it a float tensor, or a sequence with one in it?"""
+    return any(map(is_float, value)) if isinstance(value, list) else is_float(value)
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_leaf(item) for item in value]
+    return value.detach().requires_grad_() if is_float(value) else value
+
+
+def _paired(values: Sequence[Any], others: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Tensor by tensor; those of a sequence one by one."""
+    for value, other in zip(values, others, strict=False):
+        if isinstance(value, list) and other is not None:
+            yield from zip(value, other, strict=True)
+        elif not isinstance(value, list):
+            yield value, other
+
+
+def _arranged(leaf: Any, found: Iterator[Tensor | None]) -> Any:
+    if isinstance(leaf, list):
+        return [_arranged(item, found) for item in leaf]
+    return next(found) if is_float(leaf) else None
 
 
 def movement(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -129,6 +157,36 @@ def scaled_movement(coefficient: Callable[[Call], float]) -> SecondRule:
         return [None if value is None else c * value for value in call.vjp(h)]
 
     return rule
+
+
+def reduction(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """One output, and each input element belongs to one element of it (sum, norm, product, maximum over axes).
+
+    With J the one non-zero entry in an element's column, J^2 h_out = J(1) J(h_out): two Jacobian-transposed products.
+    """
+    slopes, products = call.vjp([torch.ones_like(call.outputs[0])]), call.vjp(h)
+    return [None if slope is None else slope * product for slope, product in zip(slopes, products, strict=True)]
+
+
+def viewed(prepare: Callable[..., Sequence[Any]], rule: SecondRule = elementwise) -> SecondRule:
+    """``rule`` for an operator that first views its inputs in other shapes (aligned, repeated): y = f(prepare(x)).
+
+    ``prepare`` gets the inputs and attributes of the operator, and leaves as they are inputs already prepared.
+    """
+
+    def second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        pairs = zip(call.inputs, call.wanted, strict=True)
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() if wanted else value for value, wanted in pairs]
+            views = prepare(*leaves, **call.attributes)
+        values = tuple(view.detach() if isinstance(view, Tensor) else view for view in views)
+        found = rule(replace(call, inputs=values, _graph=None), h)
+        return [
+            torch.autograd.grad(view, leaf, back)[0] if wanted and back is not None else None
+            for view, leaf, back, wanted in zip(views, leaves, found, call.wanted, strict=False)
+        ]
+
+    return second
 
 
 def probes(call: Call, h: Sequence[Tensor | None], num_probes: int = 8) -> Sequence[Tensor | None]:

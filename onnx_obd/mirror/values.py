@@ -7,12 +7,13 @@ uint2 by uint8, float4 and float8e8m0 by float32.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto
+from torch.overrides import get_default_nowrap_functions
 
 TORCH_DTYPE: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -46,6 +47,14 @@ for _name, _dtype in (
     if hasattr(TensorProto, _name):  # newer than the oldest onnx we accept
         TORCH_DTYPE[getattr(TensorProto, _name)] = _dtype
 
+
+class ElementType(NamedTuple):
+    """An ONNX element type and the torch dtype that carries it here."""
+
+    elem_type: int
+    dtype: torch.dtype
+
+
 _ONNX_TYPE = {dtype: elem_type for elem_type, dtype in reversed(TORCH_DTYPE.items())}
 
 _SAME_BITS = {  # numpy extension types whose bits torch can reinterpret
@@ -57,6 +66,52 @@ _SAME_BITS = {  # numpy extension types whose bits torch can reinterpret
 }
 _WIDER = {"int4": np.int8, "int2": np.int8, "uint4": np.uint8, "uint2": np.uint8}
 _WIDER |= {"float4_e2m1fn": np.float32, "float8_e8m0fnu": np.float32}
+
+
+class Quantised(torch.Tensor):
+    """Whole numbers of a narrow element type, carried by floats so that a gradient passes straight through rounding.
+
+    Operators that only move or select values need not know: what they return is marked too. Those that compute with
+    the numbers take ``plain`` of them. It becomes a tensor of ``element_dtype`` where it leaves the mirror.
+    """
+
+    element_dtype: torch.dtype
+
+    @staticmethod
+    def mark(value: torch.Tensor, element_dtype: torch.dtype) -> Quantised:
+        marked = value.as_subclass(Quantised)
+        marked.element_dtype = element_dtype
+        return marked
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        if func is torch.autograd.grad or func in get_default_nowrap_functions():
+            return result
+        operands = [item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        source = next((value for value in operands if isinstance(value, Quantised)), None)
+        return result if source is None else _mark_floats(result, source.element_dtype)
+
+
+def _mark_floats(result: Any, element_dtype: torch.dtype) -> Any:
+    if isinstance(result, (list, tuple)):
+        marked = [_mark_floats(item, element_dtype) for item in result]
+        return type(result)(*marked) if hasattr(result, "_fields") else type(result)(marked)
+    return Quantised.mark(result, element_dtype) if is_float(result) else result
+
+
+def plain(value: Any) -> Any:
+    """A quantised tensor as the floats that carry it; anything else as it is."""
+    if not isinstance(value, Quantised):
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(torch.Tensor)
+
+
+def materialise(value: Any) -> Any:
+    """A quantised tensor as a tensor of its element type; anything else as it is."""
+    return plain(value).to(value.element_dtype) if isinstance(value, Quantised) else value
 
 
 def is_float(value: Any) -> bool:
@@ -72,7 +127,7 @@ def is_float(value: Any) -> bool:
 def elem_type_of(value: Any) -> int:
     """The TensorProto.DataType of a value as it stands; 0 for what is not a tensor."""
     if isinstance(value, torch.Tensor):
-        return _ONNX_TYPE.get(value.dtype, 0)
+        return _ONNX_TYPE.get(value.element_dtype if isinstance(value, Quantised) else value.dtype, 0)
     return TensorProto.STRING if isinstance(value, np.ndarray) else 0
 
 
@@ -100,7 +155,7 @@ def to_numpy(value: Any) -> Any:
         return [to_numpy(item) for item in value]
     if not isinstance(value, torch.Tensor):
         return value
-    value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    value = materialise(value).detach().cpu().resolve_conj().resolve_neg().contiguous()
     elem_type = elem_type_of(value)
     name = str(value.dtype).removeprefix("torch.")
     if name in _SAME_BITS:
