@@ -1,3 +1,8 @@
-"""The version, also read by the build."""
+"""The version of the installed package; pyproject.toml holds it."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("onnx-obd")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import reduce, wraps
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ _prune_options = [
     click.option("--method", default="obd", show_default=True, help="Criterion to rank weights by."),
     click.option("--curvature", default="lecun_scaled", show_default=True, help="Estimator of second derivatives."),
     click.option("--rounds", type=int, default=12, show_default=True, help="Delete in so many steps."),
-    click.option("--objective", default="auto", show_default=True, help="auto, kl, squared, divergence, module:function."),
+    click.option("--objective", default="auto", show_default=True, help="auto, kl, squared, ..., module:function."),
     click.option("--temperature", type=float, help="Softens the outputs; 4 by default, 1 with labels."),
     click.option("--include", multiple=True, callback=_patterns, help="Only weights whose name matches (*, ?, [..])."),
     click.option("--exclude", multiple=True, callback=_patterns, help="Not the weights whose name matches."),
@@ -82,7 +84,7 @@ _prune_options = [
     click.option("--threads", type=int, default=1, show_default=True, help="Of onnxruntime when timing."),
     click.option("--benchmark/--no-benchmark", default=True, show_default=True, help="Time against the original."),
     click.option("--overwrite-input", is_flag=True, help="Allow the output to replace MODEL."),
-    click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report as JSON ('-': stdout)."),
+    click.option("--json", "json_path", type=click.Path(path_type=Path), help="Report as JSON ('-': stdout)."),
     click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write the report as one HTML file."),
     click.option("-q", "--quiet", is_flag=True, help="No progress."),
     click.option("-v", "--verbose", is_flag=True, help="A traceback when something fails."),
@@ -186,10 +188,12 @@ WHAT_SPARSITY_BUYS = (
 def inspect(model: Path, as_json: bool, verbose: bool) -> None:
     """List what could be pruned, what not and why. Needs no data."""
     from onnx_obd.pipeline import inspect as run
-    from onnx_obd.report import inspection_to_json, render_inspection
+    from onnx_obd.report import render_inspection
 
-    inspection = run(model)
-    click.echo(inspection_to_json(inspection) if as_json else render_inspection(inspection))
+    found = run(model)
+    totals = {"nodes": found.nodes, "bytes": found.bytes}
+    text = render_inspection(found.model, found.weights, found.boundaries, totals)
+    click.echo(json.dumps(asdict(found), indent=2) if as_json else text)
 
 
 @cli.command()
@@ -217,13 +221,11 @@ def bench(
     """Time two models against each other in onnxruntime, interleaved."""
     from onnx_obd.pipeline import bench as run
     from onnx_obd.progress import Progress
-    from onnx_obd.report import latency_to_json, render_latency
+    from onnx_obd.report import render_latency
 
-    latency = run(
-        original, other, data, batch=batch, threads=threads, seconds=seconds, progress=Progress(quiet=quiet)
-    )
+    latency = run(original, other, data, batch=batch, threads=threads, seconds=seconds, progress=Progress(quiet=quiet))
     names = (str(original), str(other))
-    click.echo(latency_to_json(latency, names) if as_json else render_latency(latency, names))
+    click.echo(json.dumps(asdict(latency), indent=2) if as_json else render_latency(latency, names))
 
 
 @cli.command()

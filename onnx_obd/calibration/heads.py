@@ -18,7 +18,10 @@ from torch import Tensor
 
 
 class Head(Protocol):
-    """``z`` is the value for a batch of ``count`` samples, ``target`` what ``target`` returned for them; losses and derivatives are of the mean over samples."""
+    """``z`` is the value for a batch of ``count`` samples, ``target`` what the method of that name returned for them.
+
+    Losses and derivatives are of the mean over the samples.
+    """
 
     value: str
     slot: int

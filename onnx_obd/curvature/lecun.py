@@ -43,7 +43,9 @@ def lecun(
             share = batch.count / calibration.num_samples
             values = [env[slot] for slot in objective.slots]
             seeds: dict[int, torch.Tensor] = {}
-            for slot, h in zip(objective.slots, objective.hessian_diag(values, batch.targets, batch.count), strict=True):
+            for slot, h in zip(
+                objective.slots, objective.hessian_diag(values, batch.targets, batch.count), strict=True
+            ):
                 seeds[slot] = h * share + seeds.get(slot, 0)
             found = propagate(plan, env, seeds, slots.values(), generator=generator, estimated=estimated)
             for name, slot in slots.items():

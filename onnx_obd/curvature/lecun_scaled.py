@@ -30,9 +30,7 @@ def lecun_scaled(
     recursion knows the pattern within a tensor from all samples at the price of one pass; the probes know the cross
     terms it drops, but singly are noisy. A tensor the recursion does not reach takes the probes' own diagonal.
     """
-    pattern = lecun(
-        calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress
-    )
+    pattern = lecun(calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress)
     probes = ggn_probes(calibration, singles, names, num_probes=num_probes, generator=generator, progress=None)
     diag, scale = {}, {}
     for name, h in pattern.diag.items():

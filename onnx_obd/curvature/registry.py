@@ -65,10 +65,8 @@ def estimate_curvature(
     if name not in ESTIMATORS:
         raise UsageError(f"no curvature '{name}'; there are {', '.join(sorted(ESTIMATORS))}")
     generator = torch.Generator().manual_seed(seed)
-    found = ESTIMATORS[name](
-        calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress
-    )
+    found = ESTIMATORS[name](calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress)
     for weight, diag in found.diag.items():
         if not torch.isfinite(diag).all():
-            raise NumericalError(f"the curvature of weight '{weight}' is not finite; are the samples in the right range?")
+            raise NumericalError(f"the curvature of '{weight}' is not finite; are the samples in the right range?")
     return found

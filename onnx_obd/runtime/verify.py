@@ -13,9 +13,9 @@ from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.quality import head_values
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.errors import MirrorMismatchError, ModelError
+from onnx_obd.graph.session import open_session
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_numpy, to_torch
-from onnx_obd.graph.session import open_session
 
 TOLERANCE = 1e-3
 """Largest accepted difference, relative to the largest element of the output (or 1 if that is smaller)."""

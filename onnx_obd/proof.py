@@ -1,0 +1,155 @@
+"""The proof: the candidate written back into the original graph, compared, timed and reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from onnx_obd._version import __version__
+from onnx_obd.calibration.quality import assess
+from onnx_obd.calibration.samples import Samples
+from onnx_obd.candidates import Candidate
+from onnx_obd.export import ExportReport, export_model
+from onnx_obd.graph.weights import write_weights
+from onnx_obd.records import Latency, Plan, Quality, Report, WeightSummary
+from onnx_obd.run import COMPARED_SAMPLES, Run
+from onnx_obd.runtime.latency import measure_latency
+from onnx_obd.runtime.verify import compare_with_onnxruntime, onnxruntime_values
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``prune`` returns: where the model went and everything found out about it."""
+
+    path: Path
+    report: Report
+
+
+def finish(
+    run: Run,
+    best: Candidate,
+    candidates: Sequence[Candidate],
+    destination: Path,
+    samples: Samples,
+    overwrite_input: bool = False,
+) -> Result:
+    """Write the candidate back into the original graph, prove it in onnxruntime, time it, and report.
+
+    The mirror holds the candidate's weights.
+    """
+    changed = _changed_weights(run)
+    pruned = onnx.ModelProto()
+    pruned.CopyFrom(run.model.proto)
+    write_weights(pruned, changed)
+    with run.progress.stage("comparing with onnxruntime"):
+        some = run.held_back.samples.subset(range(min(COMPARED_SAMPLES, len(run.held_back.samples))))
+        export_error = compare_with_onnxruntime(run.mirror, pruned, some)
+    with run.progress.stage("writing"):
+        written = export_model(
+            run.model,
+            changed,
+            destination,
+            format=run.options.format,
+            provenance=_provenance(run, samples),
+            overwrite_input=overwrite_input,
+        )
+    with run.progress.stage("measuring in onnxruntime"):
+        dense, exported = _measured(run, pruned, best)
+    latency = None
+    if run.options.benchmark:
+        with run.progress.stage("timing") as report, run.timed("timing"):
+            latency = measure_latency(run.model.proto, pruned, samples, threads=run.options.threads, progress=report)
+    return Result(destination, _report(run, best, candidates, written, dense, exported, latency, export_error))
+
+
+def _changed_weights(run: Run) -> dict[str, np.ndarray]:
+    state = run.mirror.state()
+    return {
+        name: state[name]
+        for name, value in run.original.items()
+        if not torch.equal(run.mirror.weights[name].detach(), value)
+    }
+
+
+def _provenance(run: Run, samples: Samples) -> dict[str, str]:
+    return {
+        "version": __version__,
+        "input_sha256": run.model.sha256,
+        "calibration_sha256": samples.sha256,
+        "options": json.dumps(run.options.to_dict(), sort_keys=True),
+    }
+
+
+def _measured(run: Run, pruned: onnx.ModelProto, best: Candidate) -> tuple[Quality, Quality]:
+    """Original and result on the held-back samples, both in onnxruntime."""
+    originals = onnxruntime_values(run.held_back, run.model.proto)
+    values = onnxruntime_values(run.held_back, pruned)
+    dense = assess(run.held_back, originals, originals, method="original", sparsity=0.0)
+    return dense, assess(run.held_back, values, originals, method=best.quality.method, sparsity=best.plan.sparsity)
+
+
+def _report(
+    run: Run,
+    best: Candidate,
+    candidates: Sequence[Candidate],
+    written: ExportReport,
+    dense: Quality,
+    exported: Quality,
+    latency: Latency | None,
+    export_error: float,
+) -> Report:
+    total = sum(weight.numel() for weight in run.mirror.weights.values())
+    zeros = sum(int((weight == 0).sum()) for weight in run.mirror.weights.values())
+    return Report(
+        model=str(run.model.path or ""),
+        output=str(written.path),
+        version=__version__,
+        method=run.options.method,
+        shipped=best.quality.method,
+        options=run.options.to_dict(),
+        objective=run.objective.describe(),
+        num_scoring=run.scoring.num_samples,
+        num_held_back=run.held_back.num_samples,
+        target_sparsity=run.options.sparsity,
+        sparsity=best.plan.sparsity,
+        sparsity_all_weights=zeros / total if total else 0.0,
+        parameters=total,
+        dense=dense,
+        candidates=tuple(candidate.quality for candidate in candidates),
+        exported=exported,
+        rounds=candidates[0].rounds,
+        weights=tuple(_with_sparsity(weight, best.plan) for weight in run.weights),
+        bytes_before=written.bytes_before,
+        bytes_after=written.bytes_after,
+        sparse_tensors=len(written.sparse_tensors),
+        latency=latency,
+        mirror_error=run.mirror_error,
+        export_error=export_error,
+        seconds=dict(run.seconds),
+        notes=_notes(run, best),
+    )
+
+
+def _with_sparsity(weight: WeightSummary, plan: Plan) -> WeightSummary:
+    if weight.name not in plan.keep:
+        return weight
+    mask = plan.keep[weight.name]
+    return replace(weight, sparsity=1 - float(mask.double().mean()) if mask.numel() else 0.0)
+
+
+def _notes(run: Run, best: Candidate) -> tuple[str, ...]:
+    notes = list(run.objective.notes)
+    if run.mirror.boundaries:
+        notes.append(f"run by onnxruntime, no gradient passes: {', '.join(run.mirror.boundaries)}")
+    if best.quality.method != run.options.method:
+        shipped, asked = best.quality.method, run.options.method
+        notes.append(f"{shipped} had the lower held-back loss, so it was written instead of {asked}")
+    if run.scoring.batch_size == 1:
+        notes.append("samples went one by one: in a batch they would disturb each other")
+    return tuple(notes)

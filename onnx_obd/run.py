@@ -1,0 +1,115 @@
+"""One model on one set of samples, made ready: what every later stage works on."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
+from onnx_obd.calibration.objective import Objective, choose_objective
+from onnx_obd.calibration.quality import head_values
+from onnx_obd.calibration.samples import Samples
+from onnx_obd.errors import ModelError
+from onnx_obd.graph.load import Model, non_finite_weights
+from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.options import Options
+from onnx_obd.plan.selection import select_weights
+from onnx_obd.progress import Progress
+from onnx_obd.records import WeightSummary
+from onnx_obd.runtime.verify import compare_with_onnxruntime
+from onnx_obd.surgery.mask import snapshot
+
+COMPARED_SAMPLES = 8
+"""Samples on which mirror and onnxruntime are compared: enough to meet every branch, few enough to be quick."""
+
+
+@dataclass
+class Run:
+    """One model on one set of samples, ready to be pruned: what every stage works on.
+
+    The mirror holds the original weights until a stage changes them; ``original`` is a copy.
+    """
+
+    model: Model
+    mirror: Mirror
+    objective: Objective
+    scoring: Calibration
+    held_back: Calibration
+    singles: Calibration
+    weights: list[WeightSummary]
+    options: Options
+    progress: Progress
+    mirror_error: float
+    original: dict[str, Tensor] = field(default_factory=dict)
+    original_values: list[tuple[Tensor, ...]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def prunable(self) -> list[str]:
+        return [weight.name for weight in self.weights if weight.prunable]
+
+    @contextmanager
+    def timed(self, stage: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def prepare(model: Model, samples: Samples, options: Options, progress: Progress | None = None) -> Run:
+    """Steps up to the first derivative: mirror, comparison with onnxruntime, objective, targets.
+
+    Raises:
+        ModelError: no weight can be pruned, or weights are not finite.
+        MirrorMismatchError: the mirror does not compute what onnxruntime computes.
+    """
+    progress = progress or Progress(quiet=True)
+    broken = non_finite_weights(model.proto)
+    if broken:
+        raise ModelError(f"weight '{broken[0]}' holds NaN or infinity; such a model cannot be scored")
+    start = time.perf_counter()
+    mirror = Mirror(model.proto)
+    scoring_samples, held_back_samples = samples.split(options.held_back, options.seed)
+    with progress.stage("comparing with onnxruntime"):
+        some = scoring_samples.subset(range(min(COMPARED_SAMPLES, len(scoring_samples))))
+        mirror_error = compare_with_onnxruntime(mirror, model.proto, some)
+    batch_size = mirror_batch_size(mirror, scoring_samples, options.batch_size)
+    objective = _objective(mirror, scoring_samples, batch_size, options)
+    scoring = Calibration(mirror, objective, scoring_samples, batch_size)
+    weights = select_weights(
+        mirror,
+        objective.slots,
+        include=options.include,
+        exclude=options.exclude,
+        prune_biases=options.prune_biases,
+    )
+    if not any(weight.prunable for weight in weights):
+        raise ModelError("no weight can be pruned; 'onnx-obd inspect' says why for each")
+    run = Run(
+        model=model,
+        mirror=mirror,
+        objective=objective,
+        scoring=scoring,
+        held_back=Calibration(mirror, objective, held_back_samples, batch_size),
+        singles=scoring.singles(options.probe_samples),
+        weights=weights,
+        options=options,
+        progress=progress,
+        mirror_error=mirror_error,
+        original=snapshot(mirror),
+    )
+    run.original_values = head_values(run.held_back)
+    run.seconds["prepare"] = time.perf_counter() - start
+    return run
+
+
+def _objective(mirror: Mirror, samples: Samples, batch_size: int, options: Options) -> Objective:
+    some = samples.subset(range(min(len(samples), 4 * batch_size if batch_size > 1 else 16)))
+    batches = [inputs for inputs, _, _ in feeds(mirror, some, batch_size)]
+    labels = None if samples.labels is None else torch.from_numpy(samples.labels)
+    return choose_objective(mirror, batches, labels, kind=options.objective, temperature=options.temperature)
