@@ -6,7 +6,7 @@ gives exactly what the same network written out as primitive nodes would.
 
 The parts need no description: the operator's function runs once more, and every torch call in it that is not a
 movement records, for its backward pass, the squared Jacobian instead of the Jacobian. What autograd then carries back
-is h, summed over uses.
+is h, summed over uses. The same with the nodes of its bodies for parts serves If, Loop and Scan.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from onnx_obd.mirror.second import Call, SecondRule, elementwise, movement, multilinear
+from onnx_obd.mirror.program import BoundBody, CallWithBodies, Env, Program, Step
+from onnx_obd.mirror.second import Call, SecondRule, elementwise, movement, multilinear, probes
 from onnx_obd.mirror.values import is_float
 
 
@@ -52,19 +53,22 @@ def _rule_of(name: str, args: Sequence[Any], keywords: dict[str, Any]) -> Second
 
 
 class _Part(torch.autograd.Function):
-    """A torch call whose backward pass carries h by a rule instead of the gradient."""
+    """One part: forwards it is ``part.function``, backwards it carries h by a rule instead of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, rule: SecondRule, function: Callable, *values: Any) -> Tensor:
-        output = function(*values)
-        ctx.rule, ctx.function, ctx.values, ctx.output = rule, function, values, output.detach()
-        return output
+    def forward(ctx: Any, rule: SecondRule, part: Call, *values: Any) -> Any:
+        result = part.function(*values)
+        outputs = result if isinstance(result, tuple) else (result,)
+        outputs = tuple(value.detach() if isinstance(value, Tensor) else value for value in outputs)
+        ctx.rule, ctx.call = rule, replace(part, inputs=values, outputs=outputs)
+        ctx.set_materialize_grads(False)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, h: Tensor) -> tuple:
-        wanted = ctx.needs_input_grad[2:]
-        call = Call("", ctx.function, {}, ctx.values, (ctx.output,), wanted)
-        return None, None, *ctx.rule(call, [h])
+    def backward(ctx: Any, *h: Tensor | None) -> tuple:
+        call = replace(ctx.call, wanted=ctx.needs_input_grad[2:])
+        found = tuple(ctx.rule(call, h))
+        return None, None, *found, *(None,) * (len(call.inputs) - len(found))
 
 
 class _Parts(TorchFunctionMode):
@@ -73,7 +77,8 @@ class _Parts(TorchFunctionMode):
         name = getattr(function, "__name__", str(function))
         rule = _rule_of(name, args, keywords)
         if rule not in (None, movement) and _carries_gradient(args):
-            return _Part.apply(rule, lambda *values: function(*values, **keywords), *args)
+            part = Call(name, lambda *values: function(*values, **keywords), {}, (), (), ())
+            return _Part.apply(rule, part, *args)
         result = function(*args, **keywords)  # of a movement the Jacobian is its own square
         if rule is None and _carries_gradient(result if isinstance(result, (list, tuple)) else (result,)):
             raise NotImplementedError(f"composite: no second-derivative rule for torch's '{name}'")
@@ -95,3 +100,47 @@ def composite(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]
             return call.function(*values)
 
     return replace(call, function=run, _graph=None).vjp(h)
+
+
+def through_bodies(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The rule of an operator that runs graphs (If, Loop, Scan): their nodes are its parts.
+
+    The operator itself may only move values: choose, slice, stack, hand on.
+    """
+    operator: CallWithBodies = call.function
+
+    def run(*values: Any) -> Any:
+        own, bodies = operator.split(values)
+        parts = {name: _ByRules(body.program, body.captured, call) for name, body in bodies.items()}
+        return operator.function(*own, **parts)
+
+    return replace(call, function=run, _graph=None).vjp(h)
+
+
+class _ByRules(BoundBody):
+    """A body whose nodes carry h backwards by their rules."""
+
+    def __init__(self, program: Program, captured: Sequence[Any], call: Call):
+        super().__init__(program, captured)
+        self.call = call
+
+    def __call__(self, *inputs: Any) -> tuple:
+        program = self.program
+        env = program.start((*inputs, *self.captured))
+        for step in program.steps:
+            for slot, value in zip(step.outputs, self._run(step, env), strict=False):
+                env[slot] = value
+        return tuple(env[slot] for slot in program.outputs)
+
+    def _run(self, step: Step, env: Env) -> tuple:
+        values, operator = step.read_host([env[slot] for slot in step.inputs]), step.operator
+        if not operator.differentiable:
+            with torch.no_grad():
+                return step(*values)
+        if operator.second is movement or not _carries_gradient(values):
+            return step(*values)
+        if operator.second is None and self.call.estimated is not None:
+            self.call.estimated.add(step.node)
+        part = replace(self.call, node=step.node, function=step.call, attributes=dict(step.attributes), _graph=None)
+        result = _Part.apply(operator.second or probes, part, *values)
+        return result if isinstance(result, tuple) else (result,)
