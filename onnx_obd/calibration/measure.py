@@ -34,9 +34,7 @@ class Calibration:
 
     def __init__(self, mirror: Mirror, objective: Objective, samples: Samples, batch_size: int):
         self.mirror, self.objective = mirror, objective
-        self.batches = [
-            self._batch(inputs, labels, count) for inputs, labels, count in feeds(mirror, samples, batch_size)
-        ]
+        self.batches = [self._batch(*feed) for feed in feeds(mirror, samples, batch_size)]
         self.num_samples = sum(batch.count for batch in self.batches)
         self.samples, self.batch_size = samples, batch_size
 

@@ -65,10 +65,9 @@ def _relative_error(values: Sequence[Sequence[Tensor]], originals: Sequence[Sequ
     """||y − y₀|| / ||y₀ − mean(y₀)||, the root mean square over the heads."""
     ratios = []
     for position in range(len(values[0])):
-        pairs = [
-            (v[position].double().reshape(-1), o[position].double().reshape(-1)) for v, o in zip(values, originals)
-        ]
-        moved, original = (torch.cat(side) for side in zip(*pairs, strict=True))
+        moved, original = (
+            torch.cat([batch[position].double().reshape(-1) for batch in side]) for side in (values, originals)
+        )
         spread = float((original - original.mean()).square().sum())
         error = float((moved - original).square().sum())
         ratios.append(error / spread if spread > 0 else float(error > 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
 import torch
@@ -29,7 +31,7 @@ def model(nodes, inputs, outputs, weights, opset=17) -> onnx.ModelProto:
 def mlp(seed=0, sizes=(4, 5, 3)) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
     nodes, weights, value = [], {}, "x"
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         weights |= {f"w{i}": rng.normal(size=(fan_in, fan_out)), f"b{i}": rng.normal(size=fan_out)}
         nodes.append(helper.make_node("Gemm", [value, f"w{i}", f"b{i}"], [f"y{i}"], name=f"gemm{i}"))
         value = f"y{i}"
@@ -73,7 +75,7 @@ def dense_ggn_diag(found: Calibration, name: str) -> torch.Tensor:
         jacobians = torch.autograd.functional.jacobian(lambda w: values(w), weight)
         for position, (z, target, jacobian) in enumerate(zip(outputs, batch.targets, jacobians, strict=True)):
             head = objective.heads[position]
-            hessian = torch.autograd.functional.hessian(lambda v, h=head, t=target: h.loss(v, t, batch.count), z)
+            hessian = torch.autograd.functional.hessian(lambda v, h=head, t=target, n=batch.count: h.loss(v, t, n), z)
             j = jacobian.reshape(z.numel(), -1)
             h = hessian.reshape(z.numel(), z.numel())
             total += (j * (h @ j)).sum(0).reshape(weight.shape) * (batch.count / found.num_samples)

@@ -98,7 +98,7 @@ def test_batching_changes_nothing():
 
 def test_unknown_estimator():
     found, singles = calibration(linear())
-    with pytest.raises(UsageError, match="no curvature 'newton'.*lecun"):
+    with pytest.raises(UsageError, match=r"no curvature 'newton'.*lecun"):
         estimate_curvature("newton", found, singles, ["w0"])
 
 

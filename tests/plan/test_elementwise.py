@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def test_sparsity_outside_the_range(sparsity):
 def test_every_round_deletes_the_same_fraction_of_what_is_left():
     steps = schedule(0.9, 4)
     densities = [1.0] + [1 - s for s in steps]
-    ratios = [b / a for a, b in zip(densities, densities[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(densities)]
     assert steps[-1] == 0.9
     assert ratios == pytest.approx([ratios[0]] * 4)
 

@@ -36,7 +36,7 @@ def test_magnitude_needs_no_curvature():
 
 
 def test_bad_requests():
-    with pytest.raises(UsageError, match="no criterion 'best'.*magnitude"):
+    with pytest.raises(UsageError, match=r"no criterion 'best'.*magnitude"):
         score("best", W, H)
     with pytest.raises(UsageError, match="needs a curvature"):
         score("obd", W, None)
