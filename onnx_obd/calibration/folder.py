@@ -104,7 +104,7 @@ def _list_source(
         by_folder = labels is None and path.is_dir() and _label_file(folder) is None
         own = images.class_labels(folder, files, class_count(proto)) if by_folder else None
         return images.list_images(files, own, options, inputs)
-    return _list_arrays(files, suffix, inputs, with_labels=labels is None)
+    return _list_arrays(files, suffix, inputs, class_count(proto), with_labels=labels is None)
 
 
 def _recognised_files(folder: Path) -> list[Path]:
@@ -128,11 +128,13 @@ def _is_data(entry: Path, suffix: str) -> bool:
     return entry.suffix.lower() == suffix and entry.name not in _LABEL_FILES and entry.is_file()
 
 
-def _list_arrays(files: Sequence[Path], suffix: str, inputs: Sequence[ModelInput], *, with_labels: bool) -> Listing:
+def _list_arrays(
+    files: Sequence[Path], suffix: str, inputs: Sequence[ModelInput], classes: int | None, *, with_labels: bool
+) -> Listing:
     if suffix == ".npz":
         groups = [npz_group(file, inputs, with_labels=with_labels) for file in files]
     elif suffix == ".csv":
-        groups = [csv_group(file, inputs, with_labels=with_labels) for file in files]
+        groups = [csv_group(file, inputs, classes, with_labels=with_labels) for file in files]
     elif suffix != ".npy":
         raise DataError(f"{files[0]}: not a .npz, .npy, .csv or image file")
     elif len(inputs) > 1 and {file.stem for file in files} == {model_input.name for model_input in inputs}:

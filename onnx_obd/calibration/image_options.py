@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +150,10 @@ def _parse_word(value: Any) -> str:
 def _parse_number(value: Any) -> float:
     if isinstance(value, bool):
         raise TypeError
-    return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    if isinstance(value, str):
+        numerator, _, denominator = value.partition("/")
+        return float(numerator) / float(denominator or 1)
+    return float(value)
 
 
 def _parse_list(value: Any) -> tuple[float, ...]:

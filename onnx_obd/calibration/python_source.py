@@ -94,9 +94,9 @@ def _group(item: Any, inputs: Sequence[ModelInput], where: str) -> ArrayGroup:
     feed, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
     if isinstance(feed, Mapping):
         # Copied now: a generator may fill the same buffer again for its next item.
-        arrays = {str(name): np.array(array) for name, array in feed.items()}
+        arrays = {str(name): np.asarray(array).copy() for name, array in feed.items()}
     elif len(inputs) == 1 and not isinstance(feed, (str, bytes, type(None))):
-        arrays = {inputs[0].name: np.array(feed)}
+        arrays = {inputs[0].name: np.asarray(feed).copy()}
     else:
         raise DataError(f"{where}: {type(feed).__name__}, but a model with several inputs needs a dict by input name")
     labels = None if label is None else np.asarray(label)

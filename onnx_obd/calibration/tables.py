@@ -15,18 +15,23 @@ from onnx_obd.calibration.listing import ArrayGroup, group_of
 from onnx_obd.errors import DataError
 
 
-def csv_group(path: Path, inputs: Sequence[ModelInput], *, with_labels: bool = True) -> ArrayGroup:
+def csv_group(
+    path: Path, inputs: Sequence[ModelInput], classes: int | None = None, *, with_labels: bool = True
+) -> ArrayGroup:
     """The samples of a .csv file, one per row.
 
     For a model with one input a row holds the flattened sample, for a model with several inputs of one number each the
     header names the inputs. A header row is otherwise optional. Labels stand in a column with one of ``LABEL_NAMES``;
-    without a header, in the one column that is more than the input has.
+    without a header, in the first or last column if there is one more than the input has and it is clear which.
+
+    Args:
+        classes: how many the model has, if it says so.
 
     Raises:
         DataError: a cell is not a number, or the number of columns does not fit.
     """
     header, table = _read_table(path)
-    label_column = _find_label_column(header, table, inputs, path)
+    label_column = _find_label_column(header, table, inputs, classes, path)
     labels = None
     if label_column is not None and with_labels:
         labels = as_labels(whole_numbers_as_int(table[:, label_column]), str(path))
@@ -85,7 +90,7 @@ def _bad_cell(path: Path, skip: int) -> str | None:
 
 
 def _find_label_column(
-    header: list[str] | None, table: np.ndarray, inputs: Sequence[ModelInput], path: Path
+    header: list[str] | None, table: np.ndarray, inputs: Sequence[ModelInput], classes: int | None, path: Path
 ) -> int | None:
     if header is not None:
         names = {model_input.name for model_input in inputs}
@@ -94,14 +99,21 @@ def _find_label_column(
     width = _flat_width(inputs[0]) if len(inputs) == 1 else None
     if width is None or table.shape[1] != width + 1:
         return None
-    # One column too many and nothing names it. Class indices are whole numbers; where both ends are, it is a guess.
-    whole = [column for column in (0, width) if (table[:, column] == np.floor(table[:, column])).all()]
-    if len(whole) == 2:
+    # One column too many and nothing names it: class indices may stand first or last, float targets stand last.
+    possible = [column for column in (0, width) if _may_be_classes(table[:, column], classes)]
+    if classes is None and 0 not in possible:
+        return width
+    if classes is None or len(possible) != 1:
         raise DataError(
-            f"{path}: {width + 1} columns for an input of {width}, and both the first and the last could be "
-            "labels; add a header row that names the column 'label'"
+            f"{path}: {width + 1} columns for an input of {width}, and it is not clear whether the first or the last "
+            "holds the labels; add a header row that names the column 'label'"
         )
-    return whole[0] if whole else width
+    return possible[0]
+
+
+def _may_be_classes(column: np.ndarray, classes: int | None) -> bool:
+    whole = (column == np.floor(column)).all() and (column >= 0).all()
+    return bool(whole and (classes is None or (column < classes).all()))
 
 
 def _flat_width(model_input: ModelInput) -> int | None:
