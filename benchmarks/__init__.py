@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat; what they print is kept in docs/benchmarks.md."""

@@ -1,0 +1,169 @@
+"""The labelled data that go with the models of a corpus folder: how to feed them, what to calibrate and test on.
+
+The folder holds ``models/NAME.onnx`` and ``data/``; see ``docs/benchmarks.md`` for what is expected where.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_obd.calibration.inputs import is_batchable, read_inputs
+from onnx_obd.calibration.samples import Samples
+
+CALIBRATION = 256
+TEST = 2000
+
+
+@dataclass(frozen=True)
+class Task:
+    """Unlabelled samples to calibrate on, and (inputs, labels) to test on. ``to_class`` reads a class off the outputs."""
+
+    name: str
+    model: Path
+    calibration: Samples
+    inputs: np.ndarray
+    labels: np.ndarray
+    to_class: Callable[[np.ndarray], np.ndarray]
+
+
+Loader = Callable[[Path], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Data folder -> calibration inputs, test inputs, test labels."""
+
+
+def _mnist(scale: float, shape: tuple[int, ...]) -> Loader:
+    def load(data: Path):
+        with np.load(data / "mnist" / "mnist.npz") as z:
+            train, test, labels = z["train_x"], z["test_x"], z["test_y"]
+        step = len(train) // CALIBRATION
+
+        def prepare(x):
+            return (x.astype(np.float32) * np.float32(scale)).reshape(-1, *shape)
+
+        return prepare(train[::step][:CALIBRATION]), prepare(test), labels
+
+    return load
+
+
+def _cifar(prepare: Callable[[np.ndarray], np.ndarray]) -> Loader:
+    def load(data: Path):
+        spec = importlib.util.spec_from_file_location("cifar_load", data / "cifar10" / "load.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        train, _ = module.load("train", CALIBRATION)
+        test, labels = module.load("test", TEST)
+        return prepare(train), prepare(test), np.asarray(labels)
+
+    return load
+
+
+def _chw(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    def prepare(images):
+        x = (images.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+    return prepare
+
+
+def _hwc(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 255
+
+
+def _keypoints(data: Path):
+    rows = np.loadtxt(data / "hand_gesture" / "keypoint_classifier" / "keypoint.csv", delimiter=",", dtype=np.float32)
+    order = np.random.default_rng(0).permutation(len(rows))
+    rows = rows[order]
+    return rows[:CALIBRATION, 1:], rows[CALIBRATION:, 1:], rows[CALIBRATION:, 0].astype(int)
+
+
+def _iris(data: Path):
+    from sklearn.datasets import load_iris
+
+    x, y = load_iris(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x = x[order].astype(np.float32)
+    return x[:75], x[75:], y[order][75:]
+
+
+def _intents(data: Path):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.model_selection import train_test_split
+
+    with open(data / "intent_aria" / "data" / "intents.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    x = TfidfVectorizer().fit_transform([row["text"] for row in rows]).toarray().astype(np.float32)
+    _, y = np.unique([row["label"] for row in rows], return_inverse=True)
+    train, test, _, labels = train_test_split(x, y, test_size=0.2, random_state=42, stratify=y)
+    return train[:CALIBRATION], test, labels
+
+
+def _imagenette(data: Path):
+    from PIL import Image
+
+    with open(data / "imagenette" / "labels.csv", newline="") as file:
+        rows = [(row["file"], int(row["class_index"])) for row in csv.DictReader(file)]
+
+    def read(name: str) -> np.ndarray:
+        image = Image.open(data / "imagenette" / name).convert("RGB")
+        scale = 256 / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        left, top = (image.width - 244) // 2, (image.height - 244) // 2
+        return np.asarray(image.crop((left, top, left + 244, top + 244)))
+
+    parts = {part: [row for row in rows if row[0].startswith(part)] for part in ("calib", "test")}
+    chosen = [part[:: max(1, len(part) // limit)][:limit] for part, limit in zip(parts.values(), (256, 500))]
+    prepare = _chw((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    calibration, test = (prepare(np.stack([read(name) for name, _ in part])) for part in chosen)
+    return calibration, test, np.array([label for _, label in chosen[1]])
+
+
+_CIFAR_STD = _chw((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+LOADERS: dict[str, Loader] = {
+    "mnist_fc_256x2": _mnist(1 / 255, (784, 1)),
+    "mnist_fc_256x4": _mnist(1 / 255, (784, 1)),
+    "mnist_fc_256x6": _mnist(1 / 255, (784, 1)),
+    "mnist_cntk_8": _mnist(1, (1, 28, 28)),
+    "mnist_cnn_pytorch_ortjava": _mnist(1, (1, 28, 28)),
+    "cifar10_sri_resnet_3b2": _cifar(_CIFAR_STD),
+    "cifar10_biasfield_base": _cifar(_chw((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))),
+    "cifar10_marabou_small": _cifar(_hwc),
+    "cifar10_marabou_medium": _cifar(_hwc),
+    "cifar10_marabou_large": _cifar(_hwc),
+    "cifar10_vit_pgd_2_3_16": _cifar(_CIFAR_STD),
+    "hand_keypoint_classifier": _keypoints,
+    "iris_mstutorial_mlp": _iris,
+    "intent_mlp_aria": _intents,
+    "mobilenetv2_fp32_derived": _imagenette,
+}
+
+
+def load_task(corpus: Path, name: str) -> Task:
+    """The model of that name with its data."""
+    model = corpus / "models" / f"{name}.onnx"
+    inputs = read_inputs(onnx.load(model))
+    calibration, test, labels = LOADERS[name](corpus / "data")
+    feeds = [{inputs[0].name: row[None]} for row in calibration]
+    samples = Samples.from_feeds(feeds, source=f"{name} calibration", batchable=is_batchable(inputs))
+    return Task(name, model, samples, test, labels, _to_class)
+
+
+def _to_class(output: np.ndarray) -> np.ndarray:
+    return output if output.ndim == 1 else output.reshape(len(output), -1).argmax(-1)
+
+
+def accuracy(task: Task, session) -> float:
+    """Fraction of the test samples whose class onnxruntime gets right."""
+    value = session.get_inputs()[0]
+    step = 1 if isinstance(value.shape[0], int) else 50
+    found = [
+        task.to_class(session.run(None, {value.name: task.inputs[i : i + step]})[0])
+        for i in range(0, len(task.inputs), step)
+    ]
+    return float((np.concatenate(found) == task.labels).mean())
