@@ -7,6 +7,7 @@ declares has been held against the bytes that are really there.
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,21 @@ from onnx_obd.errors import DataError
 # size are always read, larger ones only if they expand by no more than the second number.
 _FREELY_EXPANDED_BYTES = 1 << 30
 _MAX_EXPANSION = 100
+
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    tokenize.TokenError,  # numpy parses the header as Python literals
+    RuntimeError,  # an encrypted entry
+    NotImplementedError,  # a compression that zipfile lacks
+    zlib.error,
+)
+
+# zipfile quotes damaged file names, which may be as long as the file.
+_LONGEST_REASON = 160
 
 # What numpy.savez calls the first array that is given without a name.
 _UNNAMED = "arr_0"
@@ -55,9 +71,7 @@ class StoredArray:
                 # Mapped rather than read, so that taking a few of many samples touches only those.
                 return np.load(self.path, mmap_mode="r" if self.shape and 0 not in self.shape else None)
             with zipfile.ZipFile(self.path) as archive, archive.open(self.entry) as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-                file.read(1)  # at the end of the entry zipfile compares the checksum
-                return array
+                return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def npy_group(path: Path, inputs: Sequence[ModelInput]) -> ArrayGroup:
@@ -136,11 +150,9 @@ def _reading(where: str) -> Iterator[None]:
     """Turn everything numpy and zipfile raise on damaged files into one line."""
     try:
         yield
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{where}: damaged or not an .npz file: {error}") from None
-    except (OSError, EOFError, ValueError, SyntaxError, RuntimeError, NotImplementedError, zlib.error) as error:
+    except _READ_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{where}: cannot be read: {reason}") from None
+        raise DataError(f"{where}: cannot be read: {reason[:_LONGEST_REASON]}") from None
 
 
 def _read_header(file: BinaryIO, where: str = "the array") -> tuple[tuple[int, ...], np.dtype]:

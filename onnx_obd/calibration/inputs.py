@@ -149,7 +149,7 @@ def stack_arrays(shapes: dict[str, Shape], inputs: Sequence[ModelInput], where: 
     known = {model_input.name for model_input in inputs}
     unknown = [name for name in shapes if name not in known]
     if unknown:
-        raise DataError(f"{where}: '{unknown[0]}' is not an input of the model, which takes {describe_inputs(inputs)}")
+        raise DataError(f"{where}: {unknown[0]!r} is not an input of the model, which takes {describe_inputs(inputs)}")
     missing = [model_input for model_input in inputs if model_input.name not in shapes]
     if missing:
         raise DataError(f"{where}: no array for input {missing[0].describe()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -92,7 +93,7 @@ class LabelTable:
         for row, name in enumerate(self.files):
             file = self._resolve(name, root, wanted)
             if file in label_of and label_of[file] != self.labels[row]:
-                raise DataError(f"{self.path}: '{name}' stands there twice with different labels")
+                raise DataError(f"{self.path}: {name!r} stands there twice with different labels")
             label_of[file] = self.labels[row]
         bare = [file for file in files if os.path.abspath(file) not in label_of]
         if bare:
@@ -106,7 +107,7 @@ class LabelTable:
     def _resolve(self, name: str, root: Path, wanted: set[str]) -> str:
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts:
-            raise DataError(f"{self.path}: '{name}' lies outside the folder; names must be relative, without '..'")
+            raise DataError(f"{self.path}: {name!r} lies outside the folder; names must be relative, without '..'")
         candidates = [os.path.abspath(folder / parts) for folder in (root, self.path.parent)]
         for candidate in candidates:
             if candidate in wanted:
@@ -114,7 +115,7 @@ class LabelTable:
         for candidate in candidates:
             if os.path.isfile(candidate):
                 return candidate
-        raise DataError(f"{self.path}: '{name}' does not exist in '{root}'")
+        raise DataError(f"{self.path}: {name!r} does not exist in '{root}'")
 
 
 def read_label_table(path: Path) -> LabelTable:
@@ -133,7 +134,7 @@ def read_label_table(path: Path) -> LabelTable:
             raise DataError(f"{path}: line {line} has {len(row)} columns, the first line has {len(rows[0][1])}")
         value = as_number(row[label_column])
         if value is None:
-            raise DataError(f"{path}: line {line}: the label '{row[label_column]}' is not a number")
+            raise DataError(f"{path}: line {line}: the label {reprlib.repr(row[label_column])} is not a number")
         values.append(value)
         if file_column is not None:
             if not row[file_column]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _bad_cell(path: Path, skip: int) -> str | None:
             return f"line {line} has {len(row)} columns, the lines before have {width}"
         for column, cell in enumerate(row):
             if as_number(cell) is None:
-                return f"line {line}, column {column + 1}: '{cell}' is not a number"
+                return f"line {line}, column {column + 1}: {reprlib.repr(cell)} is not a number"
     return None
 
 

@@ -24,7 +24,7 @@ def only_input(shape, elem_type=FLOAT):
         ([2, "batch_size", 5], 1),
         ([1, "batch", 5], 1),
         (["seq", "batch", 5], 1),
-        (["batch", "max_seq_in_batch"], 0),
+        (["rows", "max_seq_in_batch"], 0),
         (["Sequence", 1, 3], None),
         (["time_steps", 3], None),
         ([2, 3], None),
@@ -235,9 +235,11 @@ def test_strings():
 
 
 def test_feeds_do_not_share_memory_with_the_source():
-    array = values(3, 2)
-    converted = convert(array, FLOAT)
-    assert not np.shares_memory(converted, array)
+    model_input, array = only_input(["batch", 2]), values(3, 2)
+    stackings = stack_arrays({"x": array.shape}, [model_input], "here")
+    feeds = take_feeds({"x": array}, stackings, [model_input], np.arange(3), "here")
+    array[:] = -1
+    assert [feed["x"].tolist() for feed in feeds] == values(3, 2)[:, None].tolist()
 
 
 def test_an_element_type_that_onnx_does_not_have():
