@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -96,6 +96,49 @@ class SoftmaxHead:
 
     def describe(self) -> str:
         return f"KL divergence of softmax('{self.value}' / {self.temperature:g})"
+
+
+@dataclass(frozen=True)
+class ProbabilityHead:
+    """The same divergence where the graph hands out only the probabilities p: their logarithms are the logits.
+
+    L as in ``SoftmaxHead`` with z = log p; dz/dp = 1 / p takes H and S back to p. Probabilities below ``FLOOR`` count
+    as that much.
+    """
+
+    value: str
+    slot: int
+    temperature: float
+    weight: float = 1.0
+
+    FLOOR: ClassVar[float] = 1e-6
+
+    @property
+    def _logits(self) -> SoftmaxHead:
+        return SoftmaxHead(self.value, self.slot, self.rows, self.temperature, self.weight)
+
+    def rows(self, p: Tensor) -> Tensor:
+        return p.reshape(-1, p.shape[-1])
+
+    def _log(self, p: Tensor) -> Tensor:
+        return p.clamp_min(self.FLOOR).log()
+
+    def target(self, p: Tensor, labels: Tensor | None) -> Tensor:
+        return self._logits.target(self._log(p), labels)
+
+    def loss(self, p: Tensor, target: Tensor, count: int) -> Tensor:
+        return self._logits.loss(self._log(p), target, count)
+
+    def hessian_diag(self, p: Tensor, target: Tensor, count: int) -> Tensor:
+        slope = (p >= self.FLOOR) / p.clamp_min(self.FLOOR)
+        return self._logits.hessian_diag(self._log(p), target, count) * slope.square()
+
+    def probe(self, p: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        slope = (p >= self.FLOOR) / p.clamp_min(self.FLOOR)
+        return self._logits.probe(self._log(p), target, count, generator) * slope
+
+    def describe(self) -> str:
+        return f"KL divergence of probabilities '{self.value}' softened by {self.temperature:g}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onnx_obd.calibration.custom import CustomHead
-from onnx_obd.calibration.heads import Head, SigmoidHead, SoftmaxHead, SquaredHead
+from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead
 from onnx_obd.calibration.python_source import find_function, is_function_spec
 from onnx_obd.errors import DataError, ModelError, UsageError
 from onnx_obd.mirror.mirror import Mirror
@@ -47,7 +47,7 @@ class Objective:
 
     @property
     def classifies(self) -> bool:
-        return isinstance(self.heads[0], SoftmaxHead)
+        return isinstance(self.heads[0], (SoftmaxHead, ProbabilityHead))
 
     def targets(self, values: Sequence[Tensor], labels: Tensor | None) -> list[Any]:
         used = labels if self.supervised else None
@@ -173,6 +173,8 @@ def _head(
         if distribution == "bernoulli":
             return SigmoidHead(mirror.name_of(source), source, temperature)
         return SoftmaxHead(mirror.name_of(source), source, _bound(distribution, step), temperature)
+    if kind != "squared" and _are_probabilities(outputs):
+        return ProbabilityHead(name, slot, temperature)
     if kind == "kl" or (kind != "squared" and outputs[0].dim() == 2 and (classes or _look_like_logits(outputs))):
         if not classes and kind != "kl":
             notes.append(f"output '{name}' looks like logits of a classifier; --objective squared if it is not")
@@ -204,6 +206,17 @@ def _look_like_logits(outputs: Sequence[Tensor]) -> bool:
         return False
     top, classes = torch.softmax(rows, -1).max(-1)
     return bool(top.mean() > CONFIDENT) and len(classes.unique()) > 1
+
+
+def _are_probabilities(outputs: Sequence[Tensor]) -> bool:
+    """Rows of at least two numbers in [0, 1] that sum to 1."""
+    return all(
+        z.dim() >= 2
+        and z.shape[-1] >= 2
+        and bool((z >= 0).all())
+        and torch.allclose(z.sum(-1), torch.ones_like(z.sum(-1)), atol=1e-3)
+        for z in outputs
+    )
 
 
 def _labelled_head(heads: Sequence[Head], labels: Tensor) -> Head:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from onnx_obd.calibration.heads import SigmoidHead, SoftmaxHead
+from onnx_obd.calibration.heads import ProbabilityHead, SigmoidHead, SoftmaxHead
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.records import Quality
 
@@ -38,7 +38,7 @@ def assess(
     )
     agreement = accuracy = None
     head = objective.heads[0]
-    if isinstance(head, (SoftmaxHead, SigmoidHead)):
+    if isinstance(head, (SoftmaxHead, ProbabilityHead, SigmoidHead)):
         ours, theirs = (torch.cat([_classes(head, batch[0]) for batch in side]) for side in (values, originals))
         agreement = float((ours == theirs).double().mean())
         labels = [batch.labels for batch in calibration.batches]
@@ -57,8 +57,8 @@ def assess(
     )
 
 
-def _classes(head: SoftmaxHead | SigmoidHead, z: Tensor) -> Tensor:
-    return head.rows(z).argmax(-1) if isinstance(head, SoftmaxHead) else (z > 0).long().reshape(-1)
+def _classes(head: SoftmaxHead | ProbabilityHead | SigmoidHead, z: Tensor) -> Tensor:
+    return (z > 0).long().reshape(-1) if isinstance(head, SigmoidHead) else head.rows(z).argmax(-1)
 
 
 def _relative_error(values: Sequence[Sequence[Tensor]], originals: Sequence[Sequence[Tensor]]) -> float:

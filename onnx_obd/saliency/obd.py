@@ -1,6 +1,6 @@
 from onnx_obd.saliency.registry import criterion
 
-DAMPING = 0.3
+DAMPING = 1.0
 """Added to every curvature, as a fraction of the mean over its tensor. A neuron that is silent on all samples passes no
 curvature, so all weights into it would look free, and deleting its negative ones wakes it up."""
 
