@@ -226,13 +226,14 @@ def convert(stacked: np.ndarray, indices: np.ndarray, model_input: ModelInput, w
 def _read_input(value: onnx.ValueInfoProto) -> ModelInput:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise DataError(f"input '{value.name}' is a {(kind or 'value of no type').removesuffix('_type')}, not a tensor")
+        found = kind.removesuffix("_type") if kind else "undeclared"
+        raise DataError(f"input '{value.name}' is not a tensor (its type is {found}), so no sample can be given to it")
     elem_type = value.type.tensor_type.elem_type
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
     except (KeyError, TypeError, ValueError):
         raise DataError(f"input '{value.name}' has the unknown element type {elem_type}") from None
-    if dtype.kind not in (*_KIND_ORDER, "O"):
+    if dtype.kind not in (*_KIND_ORDER, "O") or dtype.isbuiltin != 1:  # bfloat16 and smaller come from ml_dtypes
         name = onnx.TensorProto.DataType.Name(elem_type)
         raise DataError(f"input '{value.name}' is of type {name}, which cannot be given to onnxruntime from numpy")
     if not value.type.tensor_type.HasField("shape"):
