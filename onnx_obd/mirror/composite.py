@@ -6,13 +6,16 @@ gives exactly what the same network written out as primitive nodes would.
 
 The parts need no description: the operator's function runs once more, and every torch call in it that is not a
 movement records, for its backward pass, the squared Jacobian instead of the Jacobian. What autograd then carries back
-is h, summed over uses. The same with the nodes of its bodies for parts serves If, Loop and Scan.
+is h, summed over uses. Where the function uses another operator (``part``), that is one part with its own rule; and
+with the nodes of its bodies for parts, the same serves If, Loop and Scan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,36 +23,20 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from onnx_obd.mirror.program import BoundBody, CallWithBodies, Env, Program, Step
+from onnx_obd.mirror.registry import operator_of
 from onnx_obd.mirror.second import Call, SecondRule, elementwise, movement, multilinear, probes
 from onnx_obd.mirror.values import is_float
 
-
-def softmax_rule(dim: int) -> SecondRule:
-    """p = softmax(x): dp_j/dx_i = p_j (delta_ij - p_i), so h_in = p^2 ((1 - 2p) h_out + sum_j p_j^2 h_out[j])."""
-
-    def rule(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        p, (h_out,) = call.outputs[0], h
-        return [p.square() * ((1 - 2 * p) * h_out + (p.square() * h_out).sum(dim, keepdim=True))]
-
-    return rule
-
-
 _KINDS = {
-    elementwise: """__rdiv__ __rsub__ _threshold add celu clamp cos div elu erf exp gelu hardsigmoid leaky_relu log
-        masked_fill mul neg pow relu rsqrt rsub sigmoid silu sin softplus softsign sqrt square sub tanh true_divide
-        where""",
+    elementwise: """__rdiv__ __rsub__ _threshold add celu clamp cos div elu erf exp gelu hardsigmoid hardswish
+        leaky_relu log masked_fill mish mul neg pow relu rsqrt rsub sigmoid silu sin softplus softsign sqrt square sub
+        tanh true_divide where""",
     multilinear: "addmm baddbmm bmm einsum linear matmul mm",
-    movement: """__get__ __getitem__ broadcast_to cat chunk clone contiguous expand expand_as flatten flip float gather
-        index_select movedim narrow pad permute repeat repeat_interleave reshape select split squeeze stack sum
-        swapaxes t to transpose type_as unbind unflatten unsqueeze view""",
+    movement: """__get__ __getitem__ broadcast_to cat chunk clone contiguous embedding expand expand_as flatten flip
+        float gather index_select movedim narrow pad permute repeat repeat_interleave reshape select split squeeze stack
+        sum swapaxes t to transpose type_as unbind unflatten unsqueeze view""",
 }
 _RULES = {name: rule for rule, names in _KINDS.items() for name in names.split()}
-
-
-def _rule_of(name: str, args: Sequence[Any], keywords: dict[str, Any]) -> SecondRule | None:
-    if name == "softmax":
-        return softmax_rule(keywords.get("dim", args[1] if len(args) > 1 else -1))
-    return _RULES.get(name)
 
 
 class _Part(torch.autograd.Function):
@@ -71,11 +58,38 @@ class _Part(torch.autograd.Function):
         return None, None, *found, *(None,) * (len(call.inputs) - len(found))
 
 
+_recording: ContextVar[bool] = ContextVar("recording", default=False)
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator's function for use in that of another: in a composite rule it is one part, with the operator's rule.
+
+    It is called with the inputs positional and the attributes as keywords.
+    """
+    operator = operator_of(function)
+
+    def run(*inputs: Any, **attributes: Any) -> Any:
+        if not _recording.get() or not _carries_gradient(inputs):
+            return function(*inputs, **attributes)
+        call = Call(operator.name, partial(function, **attributes), attributes, (), (), ())
+        return _Part.apply(operator.second or probes, call, *inputs)
+
+    return run
+
+
 class _Parts(TorchFunctionMode):
+    def __enter__(self) -> Any:
+        self.token = _recording.set(True)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _recording.reset(self.token)
+        super().__exit__(*error)
+
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         keywords = kwargs or {}
         name = getattr(function, "__name__", str(function))
-        rule = _rule_of(name, args, keywords)
+        rule = _RULES.get(name)
         if rule not in (None, movement) and _carries_gradient(args):
             part = Call(name, lambda *values: function(*values, **keywords), {}, (), (), ())
             return _Part.apply(rule, part, *args)

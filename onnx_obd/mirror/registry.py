@@ -85,6 +85,11 @@ class Operator:
         hints = typing.get_type_hints(self.function, include_extras=True)
         return {name: kind for name, hint in hints.items() if (kind := _kind(hint))}
 
+    def type_kind(self, attribute: str) -> str | None:
+        """"dtype" or "elem_type" for an attribute that holds an element type, else None."""
+        kind = self.kinds.get(attribute)
+        return kind if kind in ("dtype", "elem_type") else None
+
     @cached_property
     def host(self) -> tuple[int, ...]:
         """Positions of the inputs that are read on the host."""
@@ -155,3 +160,8 @@ def registered() -> list[Operator]:
     """Every operator once, by domain, name and version."""
     unique = {id(o): o for versions in _REGISTRY.values() for o in versions.values()}
     return sorted(unique.values(), key=lambda o: (o.domain, o.name, o.since))
+
+
+def operator_of(function: Callable[..., Any]) -> Operator:
+    """The operator that a registered function implements."""
+    return next(o for versions in _REGISTRY.values() for o in versions.values() if o.function is function)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from onnx_obd.errors import ModelError
 from onnx_obd.mirror.composite import composite
+from onnx_obd.mirror.ops.named_activations import Activation, named_activation
 from onnx_obd.mirror.registry import Ints, family
 
-Activation = Callable[[Tensor], Tensor]
 Cell = Callable[..., tuple[Tensor, ...]]
 """(projected input of a step, *states) -> the new states, the hidden state first."""
 
@@ -28,22 +28,6 @@ MIN_FUSED_STEPS = 6
 """Below this, torch's fused kernels cost more to set up than the loop takes."""
 
 _recurrent_op = family(weights=(1, 2), second=composite)
-
-_ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], float | None, float | None]] = {
-    # name -> function of x and of the alpha and beta it has; their defaults, None for one that it does not have
-    "affine": (lambda x, alpha, beta: alpha * x + beta, 1.0, 0.0),
-    "elu": (F.elu, 1.0, None),
-    "hardsigmoid": (lambda x, alpha, beta: (alpha * x + beta).clamp(0, 1), 0.2, 0.5),
-    "leakyrelu": (F.leaky_relu, 0.01, None),
-    "relu": (torch.relu, None, None),
-    "scaledtanh": (lambda x, alpha, beta: alpha * torch.tanh(beta * x), 1.0, 1.0),
-    "sigmoid": (torch.sigmoid, None, None),
-    "softplus": (F.softplus, None, None),
-    "softsign": (F.softsign, None, None),
-    "tanh": (torch.tanh, None, None),
-    "thresholdedrelu": (lambda x, alpha: F.threshold(x, alpha, 0.0), 1.0, None),
-}
-
 
 def _activations(
     count: int, directions: int, names: Sequence[str], alphas: Sequence[float] | None, betas: Sequence[float] | None,
@@ -56,20 +40,14 @@ def _activations(
     if len(names) < count * directions:
         raise ModelError(f"recurrent layer: {len(names)} activations for {directions} directions of {count}")
     alphas, betas = iter(alphas or ()), iter(betas or ())
-    found = []
-    for position, name in enumerate(names[: count * directions]):
-        if name.lower() not in _ACTIVATIONS:
-            raise ModelError(f"recurrent layer: unknown activation '{name}'")
-        function, alpha, beta = _ACTIVATIONS[name.lower()]
-        own = [next(given, default) for given, default in ((alphas, alpha), (betas, beta)) if default is not None]
-        found.append(_activation(function, own, clip if position % count < clipped else None))
+    found = [named_activation(name, alphas, betas) for name in names[: count * directions]]
+    if clip:
+        found = [_clipped(f, clip) if i % count < clipped else f for i, f in enumerate(found)]
     return [found[i : i + count] for i in range(0, len(found), count)]
 
 
-def _activation(function: Callable[..., Tensor], own: Sequence[float], clip: float | None) -> Activation:
-    if not own and not clip:
-        return function
-    return lambda x: function(x.clamp(-clip, clip) if clip else x, *own)
+def _clipped(function: Activation, clip: float) -> Activation:
+    return lambda x: function(x.clamp(-clip, clip))
 
 
 class _Layer:
