@@ -204,6 +204,7 @@ class _Compiler:
         if operator is not None:
             self._operator(scope, node, label, index, operator)
             return
+        node = self._resolved(scope, node)
         body = _onnx_function(node, opset, scope)
         if body is not None:
             self._inline(scope, node, label, body, None)
@@ -265,10 +266,20 @@ class _Compiler:
                 found.append(value)
         return found
 
+    def _resolved(self, scope: _Scope, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The node with no attribute that refers to the function around it."""
+        own = onnx.NodeProto()
+        own.CopyFrom(node)
+        del own.attribute[:]
+        own.attribute.extend(self._attributes(scope, node))
+        return own
+
     def _attribute(self, operator: Operator, attribute: AttributeProto) -> Any:
         value = onnx.helper.get_attribute_value(attribute)
         match attribute.type:
-            case AttributeProto.INT if (kind := operator.kinds.get(attribute.name)) in ("dtype", "elem_type") and value:
+            case AttributeProto.INT | AttributeProto.STRING if value and (kind := operator.type_kind(attribute.name)):
+                if attribute.type == AttributeProto.STRING:  # how Cast-1 spelled a type
+                    value = dict(onnx.TensorProto.DataType.items()).get(value.decode(errors="replace"), 0)
                 if value not in TORCH_DTYPE:
                     raise ModelError(f"{operator.name}: element type {value} is not a tensor type the mirror has")
                 dtype = self.precision.dtype(TORCH_DTYPE[value])
@@ -324,11 +335,7 @@ class _Compiler:
                 scope.names[actual] = self._read(inner, name, f"function {body.name}")
 
     def _boundary(self, scope: _Scope, node: onnx.NodeProto, label: str) -> None:
-        own = onnx.NodeProto()
-        own.CopyFrom(node)
-        del own.attribute[:]
-        own.attribute.extend(self._attributes(scope, node))
-        operator = boundary(own, label, scope.opsets, self.proto.ir_version, [scope.elem_type(n) for n in node.input])
+        operator = boundary(node, label, scope.opsets, self.proto.ir_version, [scope.elem_type(n) for n in node.input])
         inputs = tuple(self._read(scope, name, f"node {label}") for name in node.input)
         outputs = tuple(self._declare(scope, name) for name in node.output)
         scope.builder.steps.append(Step(label, operator, operator.function, inputs, outputs))

@@ -14,7 +14,7 @@ differences in float64, and its second-derivative rule with the squared Jacobian
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch
 
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.propagate import propagate
+from onnx_obd.mirror.registry import lookup
 from onnx_obd.mirror.values import is_float, to_numpy, to_torch
 
 _RNG = np.random.default_rng(0)
@@ -36,7 +37,8 @@ def rand(*shape: int, low: float = -1.0, high: float = 1.0, dtype: Any = np.floa
 
 @dataclass(frozen=True)
 class Case:
-    """``inputs``: None where an optional input is absent. ``weights``: positions given as initializers.
+    """``inputs``: None where an optional input is absent, a list for a sequence. ``weights``: positions given as
+    initializers.
 
     ``expected``: the outputs where onnxruntime has no kernel for this version (then say in a comment where they
     come from). ``gradient``: check derivatives; off for outputs that are not differentiable or for values at a kink.
@@ -57,7 +59,7 @@ class Case:
     tolerance: float = 1e-5
 
     def __str__(self) -> str:
-        shapes = ",".join("x".join(map(str, v.shape)) if v is not None else "-" for v in self.inputs)
+        shapes = ",".join("x".join(map(str, np.shape(v))) if isinstance(v, np.ndarray) else "-" for v in self.inputs)
         return f"{self.op_type}-{self.opset}({shapes})"
 
     def model(self) -> onnx.ModelProto:
@@ -74,6 +76,10 @@ class Case:
         for i, (name, value) in enumerate(zip(names, self.inputs, strict=True)):
             if value is None:
                 continue
+            if isinstance(value, list):
+                elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.asarray(value[0]).dtype)
+                inputs.append(onnx.helper.make_tensor_sequence_value_info(name, elem_type, None))
+                continue
             tensor = onnx.numpy_helper.from_array(np.asarray(value), name)
             if i in self.weights:
                 initializers.append(tensor)
@@ -87,13 +93,25 @@ class Case:
         return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
     def feeds(self) -> dict[str, np.ndarray]:
-        return {f"in{i}": v for i, v in enumerate(self.inputs) if v is not None and i not in self.weights}
+        given = {f"in{i}": v for i, v in enumerate(self.inputs) if v is not None and i not in self.weights}
+        return {name: np.asarray(v) if np.isscalar(v) else v for name, v in given.items()}
 
 
 def case(op_type: str, opset: int, *inputs: np.ndarray | None, **attributes: Any) -> Case:
     """A case; ``domain``, ``outputs``, ``weights``, ``expected``, ``gradient``, ``tolerance`` are the harness's own."""
     own = {k: attributes.pop(k) for k in tuple(Case.__dataclass_fields__) if k in attributes}
     return Case(op_type, opset, inputs, attributes, **own)
+
+
+def same_as(opset: int, newer: Case) -> Case:
+    """A case of a version that onnxruntime lacks, whose outputs are those of the version of another opset."""
+    return replace(newer, expected=tuple(run_onnxruntime(replace(newer, opset=opset))))
+
+
+def across(opsets: Sequence[int], known: Case) -> list[Case]:
+    """The case at each opset, with the outputs that onnxruntime computes for the case as it is given."""
+    expected = known.expected or tuple(run_onnxruntime(known))
+    return [replace(known, opset=opset, expected=expected) for opset in opsets]
 
 
 def check(case: Case) -> None:
@@ -138,20 +156,25 @@ def _compare(ours: Any, theirs: Any, tolerance: float) -> None:
     np.testing.assert_allclose(ours.astype(np.float64), theirs.astype(np.float64), rtol=tolerance, atol=tolerance)
 
 
-def _float64(case: Case) -> tuple[Mirror, list, list[int], list[torch.Tensor]]:
-    """The mirror in float64 as a function of all its float inputs and weights."""
+Key = int | str
+"""What derivatives are taken of: a graph input by position, or a weight by name."""
+
+
+def _float64(case: Case) -> tuple[Mirror, list, list[Key], list[torch.Tensor]]:
+    """The mirror in float64 as a function of all its float inputs and weights, but those read on the host."""
     mirror = Mirror(case.model()).double()
     inputs = [to_torch(v) for v in case.feeds().values()]
     inputs = [v.double() if is_float(v) else v for v in inputs]
-    free = [i for i, v in enumerate(inputs) if is_float(v)]
-    return mirror, inputs, free, [inputs[i] for i in free] + [w.detach().clone() for w in mirror.weights.values()]
+    settings = {f"in{i}" for i in lookup(case.domain, case.op_type, case.opset).host}
+    free = [i for i, name in enumerate(case.feeds()) if is_float(inputs[i]) and name not in settings]
+    weights = {name: weight.detach().clone() for name, weight in mirror.weights.items() if name not in settings}
+    return mirror, inputs, [*free, *weights], [inputs[i] for i in free] + list(weights.values())
 
 
-def _outputs(mirror: Mirror, inputs: list, free: Sequence[int], values: Sequence[torch.Tensor]) -> tuple:
-    inputs = list(inputs)
-    for i, value in zip(free, values, strict=False):
-        inputs[i] = value
-    weights = dict(zip(mirror.weights, values[len(free) :], strict=True))
+def _outputs(mirror: Mirror, inputs: list, free: Sequence[Key], values: Sequence[torch.Tensor]) -> tuple:
+    inputs, weights = list(inputs), {}
+    for key, value in zip(free, values, strict=True):
+        (inputs if isinstance(key, int) else weights)[key] = value
     found = mirror.evaluate(inputs, weights=weights)
     return tuple(v for v in found if is_float(v) and v.numel())
 
@@ -179,7 +202,7 @@ def check_second(case: Case) -> None:
         for slot in plan.outputs
         if is_float(env[slot])
     }
-    slots = [plan.inputs[i] for i in free] + list(mirror.weight_slots().values())
+    slots = [plan.inputs[key] if isinstance(key, int) else mirror.weight_slots()[key] for key in free]
     estimated: set[str] = set()
     h = propagate(plan, env, seeds, slots, generator=generator, estimated=estimated)
     if estimated:
@@ -192,7 +215,8 @@ def check_second(case: Case) -> None:
             ),
             values[position],
         )
-        expected = (jacobian.reshape(len(weights), -1).square() * weights[:, None]).sum(0).reshape(values[position].shape)
+        expected = (jacobian.reshape(len(weights), -1).square() * weights[:, None]).sum(0)
+        expected = expected.reshape(values[position].shape)
         found = h.get(slot, torch.zeros_like(expected))
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 

@@ -62,28 +62,31 @@ def multinomial(x, *, dtype: DType = torch.int32, sample_size=1, seed: Seed = No
 
 @dropout_op("Dropout", 12, 13, 22)
 def dropout(data, ratio: Floats = None, training_mode: Ints = None, *, seed: Seed = None, outputs: OutputCount = 1):
-    training = bool(training_mode and training_mode[0])
-    return _dropout(data, ratio[0] if ratio else 0.5, training, seed, outputs, torch.bool)
+    ratio = ratio[0] if ratio else 0.5
+    if training_mode and training_mode[0] and ratio:
+        return _drop(data, ratio, seed)
+    return data if outputs == 1 else (data, torch.ones_like(data, dtype=torch.bool))
 
 
 @dropout_op("Dropout", 10)
 def dropout_10(data, *, ratio=0.5, outputs: OutputCount = 1):
-    return _dropout(data, ratio, False, None, outputs, torch.bool)
+    return data if outputs == 1 else (data, torch.zeros_like(data, dtype=torch.bool))  # the mask is "not filled"
 
 
 @dropout_op("Dropout", 7)
 def dropout_7(data, *, ratio=0.5, outputs: OutputCount = 1):
-    return _dropout(data, ratio, False, None, outputs, data.dtype)
+    return data if outputs == 1 else (data, torch.zeros_like(data))
 
 
 @dropout_op("Dropout", 1, 6)
 def dropout_6(data, *, is_test=0, ratio=0.5, seed: Seed = None, outputs: OutputCount = 1):
-    return _dropout(data, ratio, not is_test, seed, outputs, data.dtype)
+    if is_test or ratio == 0:
+        return dropout_7(data, outputs=outputs)
+    y, mask = _drop(data, ratio, seed)
+    return y, mask.to(data.dtype)
 
 
-def _dropout(data, ratio, training, seed, outputs, mask_dtype):
-    if not training or ratio == 0:
-        return data if outputs == 1 else (data, torch.ones_like(data, dtype=mask_dtype))
+def _drop(data, ratio, seed):
     draws = torch.rand(data.shape, generator=_generator(seed, data.device), device=data.device)
     mask = draws >= ratio
-    return torch.where(mask, data / (1 - ratio), 0), mask.to(mask_dtype)
+    return torch.where(mask, data / (1 - ratio), 0), mask
