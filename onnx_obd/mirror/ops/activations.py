@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -39,7 +41,7 @@ def prelu_6(x, slope):
 
 @elementwise_op("ThresholdedRelu", 1, 10, 22)
 def thresholded_relu(x, *, alpha=1.0):
-    return torch.where(x > alpha, x, 0)
+    return F.threshold(x, alpha, 0.0)
 
 
 @elementwise_op("Elu", 1, 6, 22)
@@ -49,7 +51,7 @@ def elu(x, *, alpha=1.0):
 
 @elementwise_op("Selu", 6, 22)
 def selu(x, *, alpha=1.6732631921768188, gamma=1.0507010221481323):
-    return gamma * F.elu(x, alpha)
+    return torch.ops.aten.elu(x, alpha, gamma)
 
 
 @elementwise_op("Selu", 1)
@@ -69,6 +71,8 @@ def gelu(x, *, approximate="none"):
 
 @elementwise_op("HardSigmoid", 1, 6, 22)
 def hard_sigmoid(x, *, alpha=0.2, beta=0.5):
+    if beta == 0.5 and math.isclose(alpha, 1 / 6, rel_tol=1e-6) and not torch.is_grad_enabled():
+        return F.hardsigmoid(x)  # one pass instead of three, but torch cannot differentiate it twice
     return (alpha * x + beta).clamp(0, 1)
 
 

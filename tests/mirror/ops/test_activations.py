@@ -30,6 +30,7 @@ CASES = [
     case("Gelu", 20, X, approximate="tanh"),
     *across((1, 6, 22), case("HardSigmoid", 6, X, alpha=0.3, beta=0.4)),
     case("HardSigmoid", 6, X),
+    case("HardSigmoid", 6, X, alpha=1 / 6),
     *across((14, 22), case("HardSwish", 14, X)),
     *across((18, 22), case("Mish", 18, X)),
     case("Swish", 24, X),
