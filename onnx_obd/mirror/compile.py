@@ -349,8 +349,8 @@ def _onnx_function(node: onnx.NodeProto, opset: int, scope: _Scope) -> onnx.Func
     except onnx.defs.SchemaError:
         return None
     if schema.has_function:
-        return schema.function_body
-    if schema.has_context_dependent_function:
+        body = schema.function_body
+    elif schema.has_context_dependent_function:
         types = []
         for name in node.input:
             value = onnx.TypeProto()
@@ -358,5 +358,12 @@ def _onnx_function(node: onnx.NodeProto, opset: int, scope: _Scope) -> onnx.Func
                 value.tensor_type.elem_type = scope.elem_type(name) or onnx.TensorProto.FLOAT
             types.append(value.SerializeToString())
         data = schema.get_context_dependent_function_with_opset_version(opset, node.SerializeToString(), types)
-        return onnx.FunctionProto.FromString(data) if data else None
-    return None
+        if not data:
+            return None
+        body = onnx.FunctionProto.FromString(data)
+    else:
+        return None
+    known = {attribute.name for attribute in body.attribute_proto}
+    defaults = [attribute.default_value for name, attribute in schema.attributes.items() if name not in known]
+    body.attribute_proto.extend(value for value in defaults if value.type)
+    return body

@@ -1,33 +1,107 @@
-"""Matrix products."""
+"""Matrix products and contractions."""
 
 from __future__ import annotations
 
-from onnx_obd.mirror.registry import family, op
-from onnx_obd.mirror.second import Call, multilinear
+import re
 
-multilinear_op = family(second=multilinear)
+import torch
+
+from onnx_obd.mirror.registry import op
+from onnx_obd.mirror.second import Call
+
+_WIDER = {torch.uint32: torch.int64, torch.uint64: torch.int64}
+"""Integers that torch has no product for: wrapping arithmetic in int64 gives the same low bits."""
 
 
-@multilinear_op("MatMul", 1, 9, 13)
+def _matmul_second(call: Call, h):
+    """y = a b: h_a = h_y (b^2)^T and h_b = (a^2)^T h_y, summed over the axes that were broadcast."""
+    (a, b), h_y = call.inputs, h[0]
+    rows, columns = (a, b)
+    if b.dim() == 1:
+        columns, h_y = b[:, None], h_y.unsqueeze(-1)
+    if a.dim() == 1:
+        rows, h_y = a[None, :], h_y.unsqueeze(-2)
+    if columns.dim() == 2:  # one product over all rows instead of a sum of products
+        rows, h_y = rows.flatten(0, -2), h_y.flatten(0, -2)
+    want_a, want_b = call.wanted
+    h_a = (h_y @ columns.square().mT).sum_to_size(rows.shape).reshape(a.shape) if want_a else None
+    h_b = (rows.square().mT @ h_y).sum_to_size(columns.shape).reshape(b.shape) if want_b else None
+    return h_a, h_b
+
+
+@op("MatMul", 1, 9, 13, second=_matmul_second, weights=(0, 1))
 def matmul(a, b):
+    if wide := _WIDER.get(a.dtype):
+        return (a.to(wide) @ b.to(wide)).to(a.dtype)
     return a @ b
 
 
 def _gemm_second(call: Call, h):
-    """y = alpha a b + beta c: the products as for MatMul, the scalars squared once more."""
-    attributes = dict(call.attributes)
-    for name in ("alpha", "beta"):
-        attributes[name] = attributes.get(name, 1.0) ** 2
-    squared = Call(call.node, lambda *values: gemm(*values, **attributes), {}, call.inputs, call.outputs, call.wanted)
-    return multilinear(squared, h)
+    """y = alpha a b + beta c: the products of squares, and the scalars squared."""
+    attributes, (h_y,) = call.attributes, h
+    a, b, *c = call.inputs
+    trans_a, trans_b = attributes.get("transA", 0), attributes.get("transB", 0)
+    scaled = h_y * attributes.get("alpha", 1.0) ** 2
+    found = [None, None, None][: len(call.inputs)]
+    if call.wanted[0]:
+        b_squared = b.square() if trans_b else b.square().mT
+        found[0] = (scaled @ b_squared).mT if trans_a else scaled @ b_squared
+    if call.wanted[1]:
+        a_squared = a.square() if trans_a else a.square().mT
+        found[1] = (a_squared @ scaled).mT if trans_b else a_squared @ scaled
+    if c and call.wanted[2]:
+        found[2] = h_y.sum_to_size(c[0].shape) * attributes.get("beta", 1.0) ** 2
+    return found
 
 
-@op("Gemm", 7, 9, 11, 13, second=_gemm_second)
-def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
+@op("Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, weights=(0, 1))
+def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
     b = b.mT if transB else b
-    if c is not None and alpha == 1.0 and beta == 1.0 and c.dim() <= 1 and a.is_floating_point():
-        return c.addmm(a, b) if c.dim() else a @ b + c
-    y = a @ b
-    y = y if alpha == 1.0 else alpha * y
-    return y if c is None else y + (c if beta == 1.0 else beta * c)
+    if not a.is_floating_point():
+        y = matmul(a, b) * int(alpha)
+        return y if c is None else y + c * int(beta)
+    if c is None:
+        y = a @ b
+        return y if alpha == 1.0 else alpha * y
+    return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+
+
+def _einsum_terms(equation: str) -> tuple[list[list[str]], list[str]]:
+    """The labels of each operand and of the output; "..." counts as one label."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    operands = [re.findall(r"\.\.\.|[A-Za-z]", term) for term in left.split(",")]
+    if arrow:
+        return operands, re.findall(r"\.\.\.|[A-Za-z]", right)
+    labels = [label for term in operands for label in term]
+    once = sorted(label for label in set(labels) if label != "..." and labels.count(label) == 1)
+    return operands, ["..."] * ("..." in labels) + once
+
+
+def _einsum_second(call: Call, h):
+    """y is linear in each operand a: y = einsum(a, c), where c contracts the others over what neither a nor y keeps.
+
+    The entries of c are then the entries of the Jacobian, and h_a is the same derivative at c^2.
+    """
+    terms, output = _einsum_terms(call.attributes["equation"])
+    found = []
+    for position, wanted in enumerate(call.wanted):
+        if not wanted:
+            found.append(None)
+            continue
+        own, rest = terms[position], terms[:position] + terms[position + 1 :]
+        values = [value for index, value in enumerate(call.inputs) if index != position]
+        kept = sorted({label for term in rest for label in term} & {*own, *output})
+        join = ",".join
+        factor = [torch.einsum(join(map("".join, rest)) + "->" + "".join(kept), *values).square()] if rest else []
+        linear = join(map("".join, [own, kept] if rest else [own])) + "->" + "".join(output)
+        with torch.enable_grad():
+            a = call.inputs[position].detach().requires_grad_()
+            y = torch.einsum(linear, a, *factor)
+        found.extend(torch.autograd.grad(y, a, h[0]))
+    return found
+
+
+@op("Einsum", 12, 28, second=_einsum_second, weights=(0, 1, 2, 3))
+def einsum(*inputs, equation):
+    return torch.einsum(equation, *inputs)

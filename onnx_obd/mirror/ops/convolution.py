@@ -1,0 +1,152 @@
+"""Convolutions over any number of spatial axes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from onnx_obd.mirror.composite import composite, part
+from onnx_obd.mirror.ops.sliding import bilinear, geometry, positions, split_pads, torch_pads
+from onnx_obd.mirror.registry import Ints, OutputCount, op
+from onnx_obd.mirror.second import Call, movement
+
+_backward = torch.ops.aten.convolution_backward
+
+
+def _wanted(call: Call) -> list[bool]:
+    """The output mask that ``convolution_backward`` takes: x, w, b."""
+    return [*call.wanted, False][:3]
+
+
+def _conv_second(call: Call, h):
+    """y is linear in each of x, w and b: one backward convolution with squared operands."""
+    (x, w), attributes = call.inputs[:2], call.attributes
+    begin, end, strides, dilations = _conv_geometry(x, w, attributes)
+    symmetric = begin == end
+    padded = x.square() if symmetric else F.pad(x.square(), torch_pads(begin, end))
+    padding = begin if symmetric else (0,) * len(begin)
+    h_x, h_w, h_b = _backward(
+        h[0], padded, w.square(), w.shape[:1], strides, padding, dilations, False, (0,) * len(begin),
+        attributes.get("group", 1), _wanted(call),
+    )  # fmt: skip
+    if h_x is not None and not symmetric:
+        h_x = F.pad(h_x, torch_pads([-p for p in begin], [-p for p in end]))
+    return (h_x, h_w, h_b)[: len(call.inputs)]
+
+
+def _conv_geometry(x, w, attributes):
+    keys = ("pads", "strides", "dilations")
+    return geometry(x.shape[2:], w.shape[2:], attributes.get("auto_pad", "NOTSET"), *map(attributes.get, keys))
+
+
+@op("Conv", 1, 11, 22, second=_conv_second, weights=(1,))
+def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
+    begin, end, strides, dilations = geometry(x.shape[2:], w.shape[2:], auto_pad, pads, strides, dilations)
+    none = (0,) * len(begin)
+    if begin != end:
+        x, begin = F.pad(x, torch_pads(begin, end)), none
+    return torch.convolution(x, w, b, strides, begin, dilations, False, none, group)
+
+
+def _transposed_geometry(x, w, attributes):
+    """Stride, padding, dilation and output padding for torch, and what to crop off the result (None if nothing).
+
+    The uncropped output has s (n - 1) + d (k - 1) + 1 elements along an axis; ONNX crops ``pads`` and appends
+    ``output_padding``. torch can do both only where the crop is symmetric and the padding less than a stride.
+    """
+    kernel, size, get = w.shape[2:], x.shape[2:], attributes.get
+    rank = len(kernel)
+    auto_pad, shape, extra = get("auto_pad", "NOTSET"), get("output_shape"), get("output_padding") or (0,) * rank
+    begin, end, strides, dilations = geometry(size, kernel, "NOTSET", get("pads"), get("strides"), get("dilations"))
+    full = [s * (n - 1) + d * (k - 1) + 1 for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)]
+    if shape or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        target = shape[-rank:] if shape else [n * s for n, s in zip(size, strides, strict=True)]
+        total = [max(0, f + e - t) for f, e, t in zip(full, extra, target, strict=True)]
+        begin, end = split_pads(total, auto_pad == "SAME_UPPER")
+        if shape:
+            extra = [t - f + b + e for f, t, b, e in zip(full, target, begin, end, strict=True)]
+    plain = begin == end and all(0 <= e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True))
+    if plain:
+        return strides, begin, dilations, tuple(extra), None
+    none = (0,) * rank
+    crop = torch_pads([-p for p in begin], [e - p for e, p in zip(extra, end, strict=True)])
+    return strides, none, dilations, none, crop
+
+
+def _conv_transpose_second(call: Call, h):
+    """As for Conv, with the roles of the two directions exchanged."""
+    x, w = call.inputs[:2]
+    strides, padding, dilations, extra, crop = _transposed_geometry(x, w, call.attributes)
+    h_full = h[0] if crop is None else F.pad(h[0], [-p for p in crop])
+    want_x, want_w, want_b = _wanted(call)
+    h_x, h_w, _ = _backward(
+        h_full, x.square(), w.square(), None, strides, padding, dilations, True, extra,
+        call.attributes.get("group", 1), [want_x, want_w, False],
+    )  # fmt: skip
+    h_b = h[0].sum((0, *range(2, x.dim()))) if want_b else None
+    return (h_x, h_w, h_b)[: len(call.inputs)]
+
+
+@op("ConvTranspose", 1, 11, 22, second=_conv_transpose_second, weights=(1,))
+def conv_transpose(
+    x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, output_padding=None,
+    output_shape=None, pads=None, strides=None,
+):  # fmt: skip
+    attributes = {"auto_pad": auto_pad, "dilations": dilations, "output_padding": output_padding,
+                  "output_shape": output_shape, "pads": pads, "strides": strides}  # fmt: skip
+    strides, padding, dilations, extra, crop = _transposed_geometry(x, w, attributes)
+    if crop is None:
+        return torch.convolution(x, w, b, strides, padding, dilations, True, extra, group)
+    y = F.pad(torch.convolution(x, w, None, strides, padding, dilations, True, extra, group), crop)
+    return y if b is None else y + b.view(-1, *[1] * len(strides))
+
+
+@op("CausalConvWithState", 27, second=composite, weights=(1,))
+def causal_conv_with_state(input, weight, bias=None, past_state=None, *, activation="none", outputs: OutputCount = 1):
+    """Depthwise, over the past alone: what comes before the input is ``past_state`` or zeros."""
+    length = weight.shape[2] - 1
+    padded = F.pad(input, (length, 0)) if past_state is None else torch.cat((past_state, input), 2)
+    y = part(conv)(padded, weight, bias, group=weight.shape[0])
+    y = y if activation == "none" else F.silu(y)
+    return y if outputs == 1 else (y, padded[:, :, padded.shape[2] - length :])
+
+
+@op("DeformConv", 19, 22, weights=(1,))
+def deform_conv(
+    x, w, offset, b=None, mask=None, *, dilations=None, group=1, kernel_shape=None, offset_group=1, pads=None,
+    strides=None,
+):  # fmt: skip
+    """Convolution over bilinear samples at displaced positions (two spatial axes)."""
+    n, kernel, output = x.shape[0], w.shape[2:], offset.shape[2:]
+    begin, _, strides, dilations = geometry(x.shape[2:], kernel, "NOTSET", pads, strides, dilations)
+    displaced = offset.reshape(n * offset_group, kernel[0], kernel[1], 2, *output)
+    at = []
+    for axis in (0, 1):
+        tap = torch.arange(kernel[axis], device=x.device) * dilations[axis]
+        place = torch.arange(output[axis], device=x.device) * strides[axis] - begin[axis]
+        shape = [1, 1, 1, 1, 1]
+        shape[1 + axis], shape[3 + axis] = len(tap), len(place)
+        at.append((displaced[:, :, :, axis] + (tap[:, None] + place).view(shape).to(x.dtype)).flatten(1))
+    samples = bilinear(x.reshape(n * offset_group, -1, *x.shape[2:]), *at)
+    samples = samples.reshape(n, offset_group, -1, math.prod(kernel), math.prod(output))
+    if mask is not None:
+        samples = samples * mask.reshape(n, offset_group, 1, math.prod(kernel), math.prod(output))
+    samples = samples.reshape(n, group, -1, math.prod(output))
+    result = (w.reshape(group, w.shape[0] // group, -1) @ samples).reshape(n, w.shape[0], *output)
+    return result if b is None else result + b.view(-1, 1, 1)
+
+
+@op("Col2Im", 18, second=movement)
+def col2im(input, image_shape: Ints, block_shape: Ints, *, dilations=None, pads=None, strides=None):
+    """Sums overlapping blocks [N, C prod(block), L] into images [N, C, *image]."""
+    begin, end, strides, dilations = geometry(image_shape, block_shape, "NOTSET", pads, strides, dilations)
+    padded = [n + p + q for n, p, q in zip(image_shape, begin, end, strict=True)]
+    blocks = [
+        (n - (k - 1) * d - 1) // s + 1 for n, k, s, d in zip(padded, block_shape, strides, dilations, strict=True)
+    ]
+    index = positions(block_shape, blocks, strides, dilations, padded, input.device).flatten()
+    n, channels = input.shape[0], input.shape[1] // math.prod(block_shape)
+    image = input.new_zeros(n, channels, math.prod(padded)).index_add(2, index, input.reshape(n, channels, -1))
+    return F.pad(image.reshape(n, channels, *padded), torch_pads([-p for p in begin], [-p for p in end]))

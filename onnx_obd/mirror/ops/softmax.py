@@ -1,0 +1,93 @@
+"""Softmax and its relatives."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from onnx_obd.mirror.registry import op
+from onnx_obd.mirror.second import Call
+
+
+def _rows(x, axis):
+    """Up to opset 12 the axes from ``axis`` on are one: x as rows, to be normalised along the last axis."""
+    return x.reshape(*x.shape[: axis % x.dim()], -1)
+
+
+def _logits(x, *, axis=-1):
+    """The distributions as rows: [rows, classes]."""
+    return x.movedim(axis, -1).reshape(-1, x.shape[axis])
+
+
+def _logits_1(x, *, axis=1):
+    return _rows(x, axis)
+
+
+def _softmax_second(call: Call, h):
+    """dy_j/dx_i = y_j (delta_ij - y_i)."""
+    return _softmax_h(call.outputs[0], h[0], call.attributes.get("axis", -1))
+
+
+def _softmax_h(y, h, axis):
+    square = y.square()
+    return (square * (h * (1 - 2 * y) + (square * h).sum(axis, keepdim=True)),)
+
+
+@op("Softmax", 13, second=_softmax_second, distribution=_logits)
+def softmax(input, *, axis=-1):
+    if input.dtype == torch.float16:  # ONNX defines it step by step, and half precision shows every rounding
+        exponential = (input - input.detach().amax(axis, keepdim=True)).exp()
+        return exponential / exponential.sum(axis, keepdim=True)
+    if torch.is_grad_enabled() and input.requires_grad:
+        # A fully masked row is constant (not a number): it must not turn the gradients of all others into NaN.
+        dead = input.detach().amax(axis, keepdim=True) == -math.inf
+        return torch.softmax(input.masked_fill(dead, 0), axis).masked_fill(dead, math.nan)
+    return torch.softmax(input, axis)
+
+
+def _softmax_1_second(call: Call, h):
+    axis = call.attributes.get("axis", 1)
+    (found,) = _softmax_h(_rows(call.outputs[0], axis), _rows(h[0], axis), -1)
+    return (found.reshape(h[0].shape),)
+
+
+@op("Softmax", 1, 11, second=_softmax_1_second, distribution=_logits_1)
+def softmax_1(input, *, axis=1):
+    return torch.softmax(_rows(input, axis), -1).view(input.shape)
+
+
+def _log_softmax_h(y, h, axis):
+    """dy_j/dx_i = delta_ij - p_i with p = exp(y)."""
+    p = y.exp()
+    return (h * (1 - 2 * p) + p.square() * h.sum(axis, keepdim=True),)
+
+
+def _log_softmax_second(call: Call, h):
+    return _log_softmax_h(call.outputs[0], h[0], call.attributes.get("axis", -1))
+
+
+@op("LogSoftmax", 13, second=_log_softmax_second, distribution=_logits)
+def log_softmax(input, *, axis=-1):
+    return torch.log_softmax(input, axis)
+
+
+def _log_softmax_1_second(call: Call, h):
+    axis = call.attributes.get("axis", 1)
+    (found,) = _log_softmax_h(_rows(call.outputs[0], axis), _rows(h[0], axis), -1)
+    return (found.reshape(h[0].shape),)
+
+
+@op("LogSoftmax", 1, 11, second=_log_softmax_1_second, distribution=_logits_1)
+def log_softmax_1(input, *, axis=1):
+    return torch.log_softmax(_rows(input, axis), -1).view(input.shape)
+
+
+@op("Hardmax", 13, differentiable=False)
+def hardmax(input, *, axis=-1):
+    return torch.zeros_like(input).scatter(axis, input.argmax(axis, keepdim=True), 1)
+
+
+@op("Hardmax", 1, 11, differentiable=False)
+def hardmax_1(input, *, axis=1):
+    return hardmax(_rows(input, axis)).view(input.shape)
