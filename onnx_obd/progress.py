@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -75,7 +76,8 @@ def _line(label: str, done: int, total: int, elapsed: float) -> str:
     filled = round(BAR_WIDTH * fraction)
     line = f"{label}  [{'=' * filled}{' ' * (BAR_WIDTH - filled)}] {fraction:4.0%}"
     if fraction > 0 and elapsed >= ESTIMATE_AFTER_SECONDS:
-        line += f"  {duration(round(elapsed / fraction - elapsed))} left"
+        left = math.ceil(elapsed / fraction - elapsed)
+        line += f"  {f'{left} s' if left < 60 else duration(left)} left"
     return line
 
 

@@ -38,6 +38,9 @@ def test_one_line_with_the_share_done_and_the_time_left():
         clock.now = 30.0
         report(1, 4)
         assert stream.screen() == f"curvature, round 3 of 12  [{'=' * 6}{' ' * 18}]  25%  1 min 30 s left"
+        clock.now = 40.5
+        report(3, 4)
+        assert stream.screen().endswith("75%  14 s left")
     assert stream.screen() == "" and "\n" not in stream.getvalue()
 
 

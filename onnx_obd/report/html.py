@@ -37,6 +37,7 @@ from onnx_obd.report.summary import (
     size,
     size_change,
     total_seconds,
+    used_by,
 )
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -146,10 +147,11 @@ def _notes(report: Report) -> str:
 def _figures(report: Report) -> str:
     hidden = sum(weight.prunable for weight in report.weights) - plots.MAX_TENSORS
     tensors = f"The {plots.MAX_TENSORS} largest tensors; the table below has all. " if hidden > 0 else ""
+    tensors += "Grey: zero before pruning." if any(weight.sparsity_before for weight in report.weights) else ""
     verdict = prediction_verdict(report.rounds)
     prediction = (
-        "The prediction leaves out the cross terms of the Hessian and all higher orders. Rounds with a change that is "
-        "not positive cannot be drawn here."
+        "The prediction leaves out the gradient, the cross terms of the Hessian and all higher orders. Rounds with a "
+        "change that is not positive cannot be drawn here."
     )
     samples = f"On {plural(report.num_held_back, 'held-back sample')}, with 95 % intervals."
     stored = f"{plural(report.sparse_tensors, 'tensor')} stored as sparse initializers."
@@ -165,7 +167,7 @@ def _figures(report: Report) -> str:
         _figure("Loss against sparsity", losses, f"{report.method}; {report.objective}."),
         _figure("Candidates: loss", plots.candidate_loss_plot(report.candidates, report.shipped), "Lower is better."),
         _figure("Candidates: agreement", agreement, samples),
-        _figure("Sparsity of each tensor", plots.sparsity_plot(report.weights), f"{tensors}Grey: zero before."),
+        _figure("Sparsity of each tensor", plots.sparsity_plot(report.weights), tensors),
         f'<div class="stack">{"".join(costs)}</div>' if any(costs) else "",
     ]
     return _section("Figures", f'<div class="figures">{"".join(figures)}</div>') if any(figures) else ""
@@ -174,7 +176,8 @@ def _figures(report: Report) -> str:
 def _figure(title: str, svg: str, caption: str) -> str:
     if not svg:
         return ""
-    return f"<figure><h3>{_text(title)}</h3>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+    below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+    return f"<figure><h3>{_text(title)}</h3>{svg}{below}</figure>"
 
 
 def _candidates(report: Report) -> str:
@@ -222,7 +225,7 @@ def _weights(report: Report) -> str:
             weight.name,
             "×".join(map(str, weight.shape)) or "scalar",
             count(size(weight)),
-            f"{weight.op_type} {weight.node}".strip(),
+            used_by(weight),
             percent(weight.sparsity_before),
             percent(weight.sparsity),
             "prunable" if weight.prunable else f"not prunable: {weight.reason or 'no reason given'}",

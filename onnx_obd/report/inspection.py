@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx_obd.records import WeightSummary
 from onnx_obd.report.layout import Column, Page, table
 from onnx_obd.report.quantities import count, percent, plural, printable
-from onnx_obd.report.summary import by_reason, size
+from onnx_obd.report.summary import by_reason, size, used_by
 
 MAX_NAMES = 4
 
@@ -38,12 +38,10 @@ def render_inspection(
     everything, scored = sum(map(size, weights)), sum(map(size, prunable))
     lines = [page.style(printable(Path(model).name), bold=True)]
     facts = {"float tensors": count(len(weights)), "parameters": count(everything), **(totals or {})}
-    facts["prunable"] = f"{plural(scored, 'parameter')} in {plural(len(prunable), 'tensor')}" + (
-        f", {percent(scored / everything)} of all" if everything else ""
-    )
-    lines += table(
-        page, [Column("", "<"), Column("", "<", flexible=True, wrap=True)], [_fact(*fact) for fact in facts.items()]
-    )
+    share = f", {percent(scored / everything)} of all" if everything else ""
+    facts["prunable"] = f"{plural(scored, 'parameter')} in {plural(len(prunable), 'tensor')}{share}"
+    columns = [Column("", "<"), Column("", "<", flexible=True, wrap=True)]
+    lines += table(page, columns, [_fact(*fact) for fact in facts.items()])
     lines += _prunable(page, prunable) + _unprunable(page, weights)
     if boundaries:
         lines += page.heading("Nodes that gradients do not pass")
@@ -64,8 +62,7 @@ def _prunable(page: Page, weights: Sequence[WeightSummary]) -> list[str]:
         Column("shape"),
         Column("parameters", drop=1),
         Column("zeros", drop=2),
-        Column("used by", "<", drop=3),
-        Column("node", "<", drop=4, flexible=True),
+        Column("used by", "<", drop=3, flexible=True),
     ]
     rows = [
         [
@@ -73,8 +70,7 @@ def _prunable(page: Page, weights: Sequence[WeightSummary]) -> list[str]:
             "×".join(map(str, weight.shape)) or "scalar",
             count(size(weight)),
             percent(weight.sparsity_before),
-            printable(weight.op_type),
-            printable(weight.node),
+            printable(used_by(weight)),
         ]
         for weight in weights
     ]

@@ -43,7 +43,7 @@ class Page:
         return cls(min(WIDEST, max(NARROWEST, width)), color, encoding)
 
     def style(self, text: str, **styles: Any) -> str:
-        return click.style(text, **styles) if self.color and text else text
+        return click.style(text, **styles) if self.color and styles and text else text
 
     def paragraph(self, text: str, indent: int = 2, **styles: Any) -> list[str]:
         """``text`` wrapped to the width, every line indented."""
@@ -119,7 +119,7 @@ def _line(
     height = max(len(stack) for stack in stacks)
     for stack, i in zip(stacks, kept, strict=True):
         stack += [" " * widths[i]] * (height - len(stack))
-    return [" " * indent + "  ".join(parts) for parts in zip(*stacks, strict=True)]
+    return [(" " * indent + "  ".join(parts)).rstrip() for parts in zip(*stacks, strict=True)]
 
 
 def pad(text: str, width: int, align: str) -> str:

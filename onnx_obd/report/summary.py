@@ -195,6 +195,11 @@ def by_reason(weights: Iterable[WeightSummary]) -> list[tuple[str, list[WeightSu
     return sorted(groups.items(), key=lambda group: -sum(size(weight) for weight in group[1]))
 
 
+def used_by(weight: WeightSummary) -> str:
+    """The node that the weight belongs to, with its operator."""
+    return weight.node if weight.op_type in weight.node else f"{weight.op_type} {weight.node}".strip()
+
+
 def total_seconds(report: Report) -> float:
     """Of the whole run: the stage called "total" where there is one, else the sum of the stages."""
     return report.seconds.get("total", sum(report.seconds.values()))

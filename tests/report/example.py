@@ -48,7 +48,9 @@ WEIGHTS = (
     WeightSummary("features.0.bias", (6,), "/features/0/Conv", "Conv", False, "a bias (--prune-biases)"),
     WeightSummary("features.3.bias", (16,), "/features/3/Conv", "Conv", False, "a bias (--prune-biases)"),
     WeightSummary("classifier.4.bias", (10,), "/classifier/4/Gemm", "Gemm", False, "a bias (--prune-biases)"),
-    WeightSummary("anchors", (3, 4), "/nms", "NonMaxSuppression", False, "no gradient passes node '/nms'"),
+    WeightSummary(
+        "anchors", (3, 4), "NonMaxSuppression '/nms'", "NonMaxSuppression", False, "no gradient passes node '/nms'"
+    ),
 )
 
 LATENCY = Latency(

@@ -19,7 +19,7 @@ def test_what_can_be_pruned_what_not_and_why():
         "nodes 12,345",
         "file 245 kB",
         "prunable 61,470 parameters in 5 tensors, 99.9 % of all",
-        "classifier.2.weight 84×120 10,080 2.1 % Gemm /classifier/2/Gemm",
+        "classifier.2.weight 84×120 10,080 2.1 % /classifier/2/Gemm",
         "a bias (--prune-biases): 3 tensors, 32 parameters",
         "features.0.bias, features.3.bias, classifier.4.bias",
         "no gradient passes node '/nms': 1 tensor, 12 parameters",

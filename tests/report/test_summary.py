@@ -20,6 +20,7 @@ from onnx_obd.report.summary import (
     size_change,
     sparsity_before,
     subnormal_remark,
+    used_by,
     wilson_interval,
 )
 from tests.report.example import CANDIDATES, CLASSIFIER, LATENCY, REGRESSION, WEIGHTS
@@ -122,3 +123,10 @@ def test_unprunable_tensors_are_grouped_by_reason_largest_first():
         ("a bias (--prune-biases)", 3),
         ("no gradient passes node '/nms'", 1),
     ]
+
+
+def test_the_operator_is_named_once():
+    assert used_by(WEIGHTS[0]) == "/features/0/Conv"
+    assert used_by(replace(WEIGHTS[0], node="Conv 'first'")) == "Conv 'first'"
+    assert used_by(replace(WEIGHTS[0], node="first")) == "Conv first"
+    assert used_by(replace(WEIGHTS[0], node="")) == "Conv"
