@@ -16,7 +16,7 @@ from onnx_obd.finetune import finetune
 from onnx_obd.plan.elementwise import plan_elements, schedule
 from onnx_obd.records import Plan, Quality, Round
 from onnx_obd.run import Run
-from onnx_obd.saliency import CRITERIA, score
+from onnx_obd.saliency import find_criterion, score
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 
 CONTROL = "magnitude"
@@ -39,7 +39,7 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
     The mirror starts from the original weights and is left with the result.
     """
     start = time.perf_counter()
-    options, criterion = run.options, CRITERIA[method]
+    options, criterion = run.options, find_criterion(method)
     restore(run.mirror, run.original)
     keep: dict[str, Tensor] = {name: run.original[name] != 0 for name in run.prunable}
     targets = schedule(sparsity, rounds, start=_zeros(keep))

@@ -13,6 +13,7 @@ from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
 from onnx_obd.calibration.objective import Objective, choose_objective
 from onnx_obd.calibration.quality import head_values
 from onnx_obd.calibration.samples import Samples
+from onnx_obd.curvature import find_estimator
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import Model, non_finite_weights
 from onnx_obd.mirror.mirror import Mirror
@@ -21,6 +22,7 @@ from onnx_obd.plan.selection import select_weights
 from onnx_obd.progress import Progress
 from onnx_obd.records import WeightSummary
 from onnx_obd.runtime.verify import compare_with_onnxruntime
+from onnx_obd.saliency import find_criterion
 from onnx_obd.surgery.mask import snapshot
 
 COMPARED_SAMPLES = 8
@@ -69,6 +71,8 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         MirrorMismatchError: the mirror does not compute what onnxruntime computes.
     """
     progress = progress or Progress(quiet=True)
+    find_criterion(options.method)  # a wrong name is told before the work, not after
+    find_estimator(options.curvature)
     broken = non_finite_weights(model.proto)
     if broken:
         raise ModelError(f"weight '{broken[0]}' holds NaN or infinity; such a model cannot be scored")

@@ -10,9 +10,9 @@ Each estimator is one file and one function, registered under the name that ``--
 import importlib
 import pkgutil
 
-from onnx_obd.curvature.registry import ESTIMATORS, estimate_curvature
+from onnx_obd.curvature.registry import ESTIMATORS, estimate_curvature, find_estimator
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ESTIMATORS", "estimate_curvature"]
+__all__ = ["ESTIMATORS", "estimate_curvature", "find_estimator"]

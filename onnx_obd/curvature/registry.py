@@ -38,6 +38,17 @@ def estimator(name: str) -> Callable[[Estimator], Estimator]:
     return register
 
 
+def find_estimator(name: str) -> Estimator:
+    """The estimator of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in ESTIMATORS:
+        raise UsageError(f"no curvature '{name}'; there are {', '.join(sorted(ESTIMATORS))}")
+    return ESTIMATORS[name]
+
+
 def estimate_curvature(
     name: str,
     calibration: Calibration,
@@ -62,10 +73,8 @@ def estimate_curvature(
         UsageError: no such estimator.
         NumericalError: a curvature that is not finite; the message names the weight.
     """
-    if name not in ESTIMATORS:
-        raise UsageError(f"no curvature '{name}'; there are {', '.join(sorted(ESTIMATORS))}")
     generator = torch.Generator().manual_seed(seed)
-    found = ESTIMATORS[name](calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress)
+    found = find_estimator(name)(calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress)
     for weight, diag in found.diag.items():
         if not torch.isfinite(diag).all():
             raise NumericalError(f"the curvature of '{weight}' is not finite; are the samples in the right range?")

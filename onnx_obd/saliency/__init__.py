@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from onnx_obd.saliency.registry import CRITERIA, Criterion, score
+from onnx_obd.saliency.registry import CRITERIA, Criterion, find_criterion, score
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["CRITERIA", "Criterion", "score"]
+__all__ = ["CRITERIA", "Criterion", "find_criterion", "score"]

@@ -33,15 +33,24 @@ def criterion(name: str, *, needs_curvature: bool) -> Callable[[Function], Funct
     return register
 
 
+def find_criterion(name: str) -> Criterion:
+    """The criterion of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in CRITERIA:
+        raise UsageError(f"no criterion '{name}'; there are {', '.join(sorted(CRITERIA))}")
+    return CRITERIA[name]
+
+
 def score(name: str, weights: Mapping[str, Tensor], curvature: Curvature | None) -> Saliency:
     """Scores of the named criterion for all weights.
 
     Raises:
         UsageError: no such criterion, or it needs a curvature and got none.
     """
-    if name not in CRITERIA:
-        raise UsageError(f"no criterion '{name}'; there are {', '.join(sorted(CRITERIA))}")
-    chosen = CRITERIA[name]
+    chosen = find_criterion(name)
     if chosen.needs_curvature and curvature is None:
         raise UsageError(f"criterion '{name}' needs a curvature")
     h = curvature.diag if curvature is not None else dict.fromkeys(weights)
