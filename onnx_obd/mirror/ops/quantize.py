@@ -1,0 +1,221 @@
+"""Quantisation, with a gradient that passes straight through the rounding.
+
+q = saturate(round(x / scale) + zero_point),  x' = (q - zero_point) scale. The derivative of rounding is taken as 1,
+that of saturation is 1 inside the range and 0 outside (straight-through estimator; Bengio, Leonard, Courville 2013).
+So that it can pass from node to node, a quantised tensor is a ``Quantised``: whole numbers carried by floats.
+Products of integers are taken in float32, which is exact up to 2^24, where onnxruntime too rounds to float32 next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from onnx import TensorProto
+
+from onnx_obd.mirror.ops.cast import NARROW, convert
+from onnx_obd.mirror.ops.convolution import conv
+from onnx_obd.mirror.registry import DType, ElemType, ElemTypes, op
+from onnx_obd.mirror.second import Call, SecondRule, elementwise, multilinear, viewed
+from onnx_obd.mirror.values import ElementType, Quantised, elem_type_of, plain
+
+UINT8 = ElementType(TensorProto.UINT8, torch.uint8)
+
+
+def _limits(element: ElementType) -> tuple[float, float]:
+    if element.elem_type in NARROW:
+        count = 1 << NARROW[element.elem_type]
+        return (0, count - 1) if element.dtype == torch.uint8 else (-count // 2, count // 2 - 1)
+    if element.elem_type == TensorProto.FLOAT4E2M1:
+        return -6.0, 6.0
+    info = torch.finfo(element.dtype) if element.dtype.is_floating_point else torch.iinfo(element.dtype)
+    return info.min, info.max
+
+
+def _round(ratio: torch.Tensor, zero_point, element: ElementType, saturate: int = 1) -> Quantised:
+    """saturate(round(ratio) + zero_point) as whole numbers of the element type; floating ones in their own steps."""
+    low, high = _limits(element)
+    if element.dtype.is_floating_point:
+        rounded = convert(ratio + zero_point, element, saturate).to(ratio.dtype)
+    else:
+        rounded = (ratio.round() + zero_point).clamp(low, high)
+    if torch.is_grad_enabled():
+        exact = (ratio + zero_point).clamp(low - 0.5, high + 0.5)  # what rounds to a limit is not beyond it
+        rounded = exact + (rounded - exact).detach()
+    return Quantised.mark(rounded, element.dtype)
+
+
+def _spread(parameter, shape: torch.Size, axis: int, block_size: int):
+    """A scale or zero point so that it broadcasts to ``shape``: one, one per index of ``axis`` or one per block."""
+    if parameter is None or parameter.shape == shape or parameter.dim() == 0:
+        return parameter
+    if block_size and parameter.dim() == len(shape):
+        return parameter.repeat_interleave(block_size, axis).narrow(axis, 0, shape[axis])
+    if parameter.numel() == 1:
+        return parameter.reshape(())
+    if parameter.dim() > 1:
+        return parameter
+    return parameter.reshape(-1, *[1] * (len(shape) - 1 - axis % len(shape)))
+
+
+def _spread_parameters(x, *parameters, axis=1, block_size=0, **_):
+    return x, *[_spread(parameter, x.shape, axis, block_size) for parameter in parameters]
+
+
+@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters))
+def quantize_linear(
+    x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
+    saturate=1, elem_types: ElemTypes = (0, 0, 0),
+):  # fmt: skip
+    x, scale, zero_point = _spread_parameters(x, y_scale, y_zero_point, axis=axis, block_size=block_size)
+    element = output_dtype or UINT8
+    if y_zero_point is not None:
+        element = ElementType(elem_types[2] or elem_type_of(y_zero_point), y_zero_point.dtype)
+    dtype = precision or _working(y_scale)
+    ratio = x.to(dtype) / scale.to(dtype)
+    return _round(ratio, 0 if zero_point is None else zero_point.to(dtype), element, saturate)
+
+
+@op("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters))
+def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype: DType = 0):
+    x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)
+    dtype = output_dtype or x_scale.dtype
+    return _centred(x, zero_point, _working(x_scale)).to(dtype) * scale.to(dtype)
+
+
+def _working(scale) -> torch.dtype:
+    """The precision to count in: float32 at least, as in onnxruntime; half precision holds too few whole numbers."""
+    return torch.promote_types(scale.dtype, torch.float32)
+
+
+def _centred(x, zero_point, dtype):
+    x = plain(x).to(dtype)
+    return x if zero_point is None else x - plain(zero_point).to(dtype)
+
+
+def _dynamic_second(call: Call, h):
+    """y_j = x_j / s + zero_point with s = (max x - min x) / 255: every y_j depends on the two extremes as well.
+
+    With c = ds/dx, h_x = h_y / s^2 - 2 x c h_y / s^3 + c^2 (sum x^2 h_y) / s^4 + c^2 h_s.
+    """
+    (x,), (_, scale, zero_point) = call.inputs, call.outputs
+    h_y, h_scale = h[:2]
+    slope = call.vjp([None, torch.ones_like(scale)])[0]
+    h_x = torch.zeros_like(x) if h_scale is None else slope.square() * h_scale
+    if h_y is not None:
+        exact = x / scale + zero_point
+        h_y = torch.where((exact >= -0.5) & (exact <= 255.5), h_y, 0)
+        h_x = h_x + h_y / scale**2 - 2 * x * slope * h_y / scale**3
+        h_x = h_x + slope.square() * (x.square() * h_y).sum() / scale**4
+    return [h_x]
+
+
+@op("DynamicQuantizeLinear", 11, second=_dynamic_second)
+def dynamic_quantize_linear(x):
+    low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+    scale = torch.where(high > low, (high - low) / 255, 1)
+    zero_point = (-low / scale).round().clamp(0, 255).detach()
+    return _round(x / scale, zero_point, UINT8), scale, zero_point.to(torch.uint8)
+
+
+# ---- products of quantised tensors
+
+
+def _along(parameter, rank: int, axis: int):
+    """One number, or one per index of ``axis`` of a tensor of ``rank`` axes; what broadcasts already as it is."""
+    return None if parameter is None else _spread(parameter, torch.Size([0] * rank), axis, 0)
+
+
+def _carrier(*values) -> torch.dtype:
+    """The precision in which integers are multiplied: that of the floats that carry them."""
+    return next((value.dtype for value in values if value.is_floating_point()), torch.float32)
+
+
+def _centre_matrices(a, b, a_zero_point=None, b_zero_point=None):
+    dtype = _carrier(a, b)
+    a = _centred(a, _along(a_zero_point, a.dim(), -2), dtype)
+    return a, _centred(b, _along(b_zero_point, b.dim(), -1), dtype), None, None
+
+
+def _centre_images(x, w, x_zero_point=None, w_zero_point=None, **_):
+    dtype = _carrier(x, w)
+    return _centred(x, x_zero_point, dtype), _centred(w, _along(w_zero_point, w.dim(), 0), dtype), None, None
+
+
+@op("MatMulInteger", 10, second=viewed(_centre_matrices, multilinear))
+def matmul_integer(a, b, a_zero_point=None, b_zero_point=None):
+    a, b, *_ = _centre_matrices(a, b, a_zero_point, b_zero_point)
+    return Quantised.mark(a @ b, torch.int32)
+
+
+@op("ConvInteger", 10, second=viewed(_centre_images, multilinear))
+def conv_integer(
+    x, w, x_zero_point=None, w_zero_point=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None,
+    pads=None, strides=None,
+):  # fmt: skip
+    x, w, *_ = _centre_images(x, w, x_zero_point, w_zero_point)
+    y = conv(x, w, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    return Quantised.mark(y, torch.int32)
+
+
+def _requantise(products, a_scale, b_scale, y_scale, y_zero_point):
+    element = ElementType(elem_type_of(y_zero_point), y_zero_point.dtype)
+    a_scale, b_scale, y_scale = (scale.to(products.dtype) for scale in (a_scale, b_scale, y_scale))
+    return _round(products * (a_scale * b_scale / y_scale), y_zero_point.to(products.dtype), element)
+
+
+def _requantised(product: Callable) -> SecondRule:
+    """The rule of y = requantise(product(a, b)), in its two steps: the second is elementwise, so nothing is lost."""
+
+    def second(call: Call, h):
+        a, a_scale, _, b, b_scale, _, y_scale, y_zero_point, *bias = call.inputs
+        multiply, want = partial(product, **call.attributes), call.wanted
+        scales = (a_scale, b_scale, y_scale)
+        step = replace(call, function=_requantise, inputs=(multiply(a, b, *bias), *scales, y_zero_point))
+        h_products, *h_scales, _ = elementwise(replace(step, wanted=(True, want[1], want[4], want[6], False)), h)
+        step = replace(call, function=multiply, inputs=(a, b, *bias), wanted=(want[0], want[3], False)[: 2 + len(bias)])
+        h_a, h_b, *_ = multilinear(step, [h_products])
+        return [h_a, h_scales[0], None, h_b, h_scales[1], None, h_scales[2], None]
+
+    return second
+
+
+def _prepare_qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
+    dtype, rank = _working(a_scale), max(a.dim(), b.dim())
+    a_centred = _centred(a, _along(a_zero_point, a.dim(), -2), dtype)
+    b_centred = _centred(b, _along(b_zero_point, b.dim(), -1), dtype)
+    a_scale, b_scale = _along(a_scale, a.dim(), -2), _along(b_scale, b.dim(), -1)
+    y_scale, y_zero_point = _along(y_scale, rank, -2), _along(y_zero_point, rank, -2)
+    return a_centred, a_scale, None, b_centred, b_scale, None, y_scale, y_zero_point
+
+
+@op("QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)))
+def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
+    a, a_scale, _, b, b_scale, _, y_scale, y_zero_point = _prepare_qlinear_matmul(
+        a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point
+    )
+    return _requantise(a @ b, a_scale, b_scale, y_scale, y_zero_point)
+
+
+def _prepare_qlinear_conv(
+    x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, **_
+):  # fmt: skip
+    dtype = _working(x_scale)
+    x_centred = _centred(x, x_zero_point, dtype)
+    w_centred = _centred(w, _along(w_zero_point, w.dim(), 0), dtype)
+    b = None if b is None else b.to(dtype)
+    return x_centred, x_scale, None, w_centred, _along(w_scale, x.dim(), 1), None, y_scale, y_zero_point, b
+
+
+@op("QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)))
+def qlinear_conv(
+    x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
+    dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
+):  # fmt: skip
+    x, x_scale, _, w, w_scale, _, y_scale, y_zero_point, b = _prepare_qlinear_conv(
+        x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b
+    )
+    products = conv(x, w, b, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
+    return _requantise(products, x_scale, w_scale, y_scale, y_zero_point)
