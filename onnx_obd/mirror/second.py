@@ -44,14 +44,19 @@ class Call:
     _graph: tuple | None = field(default=None, repr=False)
 
     def differentiate(self, inputs: Sequence[Any] | None = None) -> tuple[list, tuple]:
-        """Leaves for the wanted inputs and the outputs computed from them, with gradients recorded."""
+        """Leaves for the wanted inputs and the outputs computed from them, with gradients recorded.
+
+        A value that arrives twice, as in Mul(x, x), is one leaf, in its first place.
+        """
         values = list(self.inputs if inputs is None else inputs)
-        leaves = []
+        leaves, known = [], {}
         with torch.enable_grad():
             for position, wanted in enumerate(self.wanted):
-                if wanted:
-                    values[position] = _leaf(values[position])
-                leaves.append(values[position] if wanted else None)
+                value, leaf = values[position], None
+                if wanted and id(value) not in known:
+                    leaf = known[id(value)] = _leaf(value)
+                leaves.append(leaf)
+            values = [known.get(id(value), value) for value in values]
             result = self.function(*values)
         return leaves, result if isinstance(result, tuple) else (result,)
 
@@ -119,10 +124,9 @@ def multilinear(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
 def elementwise(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Outputs that depend, element by element, on the broadcast inputs: h_in = f'^2 h_out (+ f'' g_out)."""
     (h_out,), output = h[:1], call.outputs[0]
-    values = [
-        value.expand(output.shape) if wanted else value
-        for value, wanted in zip(call.inputs, call.wanted, strict=False)
-    ]
+    pairs = zip(call.inputs, call.wanted, strict=False)
+    broadcast = {id(value): value.expand(output.shape) for value, wanted in pairs if wanted}
+    values = [broadcast.get(id(value), value) for value in call.inputs]
     leaves, results = call.differentiate(values)
     targets = [leaf for leaf in leaves if leaf is not None]
     full = call.gradients is not None and call.gradients[0] is not None

@@ -148,6 +148,9 @@ def _compare(ours: Any, theirs: Any, tolerance: float) -> None:
         for a, b in zip(ours, theirs, strict=True):
             _compare(a, b, tolerance)
         return
+    if theirs is None:
+        assert ours is None
+        return
     assert ours.shape == np.shape(theirs)
     assert ours.dtype == np.asarray(theirs).dtype
     if ours.dtype.kind in "OSU":

@@ -1,0 +1,198 @@
+"""Elements picked and placed by index."""
+
+from __future__ import annotations
+
+import torch
+
+from onnx_obd.mirror.registry import Ints, family
+from onnx_obd.mirror.second import Call, movement, multilinear
+
+movement_op = family(second=movement)
+
+
+# ---- slices
+
+
+@movement_op("Slice", 10, 11, 13)
+def slice_(x, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None):
+    cut, backward = [slice(None)] * x.dim(), []
+    for position, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        axis = position if axes is None else axes[position] % x.dim()
+        step = 1 if steps is None else steps[position]
+        cut[axis] = _cut(x.shape[axis], start, end, step)
+        if step < 0:
+            backward.append(axis)
+    x = x[tuple(cut)]
+    return x.flip(backward) if backward else x
+
+
+@movement_op("Slice", 1)
+def slice_1(x, *, starts, ends, axes=None):
+    return slice_(x, starts, ends, axes)
+
+
+@movement_op("DynamicSlice", 1)
+def dynamic_slice(x, starts: Ints, ends: Ints, axes: Ints | None = None):
+    """The experiment that became Slice-10."""
+    return slice_(x, starts, ends, axes)
+
+
+def _cut(length: int, start: int, end: int, step: int) -> slice:
+    """The elements that ONNX picks from an axis, in ascending order."""
+    start += length if start < 0 else 0
+    end += length if end < 0 else 0
+    if step > 0:
+        return slice(min(max(start, 0), length), min(max(end, 0), length), step)
+    picked = range(min(max(start, 0), length - 1), max(end, -1), step)
+    return slice(picked[-1], picked[0] + 1, -step) if picked else slice(0, 0)
+
+
+# ---- gathering
+
+
+def _from_start(index: torch.Tensor, length: int) -> torch.Tensor:
+    """Indices counted from the end, which are negative, counted from the start."""
+    return torch.where(index < 0, index + length, index).long()
+
+
+@movement_op("Gather", 1, 11, 13, weights=(0,))
+def gather(x, indices, *, axis=0):
+    axis %= x.dim()
+    index = _from_start(indices, x.shape[axis])
+    return x.index_select(axis, index.reshape(-1)).reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
+
+
+@movement_op("GatherElements", 11, 13)
+def gather_elements(x, indices, *, axis=0):
+    return x.gather(axis, _from_start(indices, x.shape[axis]))
+
+
+@movement_op("GatherND", 11, 12, 13)
+def gather_nd(x, indices, *, batch_dims=0):
+    """The last axis of ``indices`` holds coordinates in the axes of x after the batch axes."""
+    batch = [
+        torch.arange(length, device=x.device).reshape(-1, *[1] * (indices.dim() - 2 - axis))
+        for axis, length in enumerate(x.shape[:batch_dims])
+    ]
+    return x[(*batch, *indices.long().unbind(-1))]
+
+
+# ---- scattering
+
+_REDUCE = {"mul": "prod", "max": "amax", "min": "amin"}
+
+
+def _scatter_second(call: Call, h):
+    """A product passes the square of the other factors back, all else moves elements."""
+    return (multilinear if call.attributes.get("reduction") == "mul" else movement)(call, h)
+
+
+scatter_op = family(second=_scatter_second)
+
+
+@scatter_op("ScatterElements", 11, 13, 16, 18)
+def scatter_elements(x, indices, updates, *, axis=0, reduction="none"):
+    index = _from_start(indices, x.shape[axis])
+    if reduction == "none":
+        return x.scatter(axis, index, updates)
+    if reduction == "add":
+        return x.scatter_add(axis, index, updates)
+    return x.scatter_reduce(axis, index, updates, _REDUCE[reduction])
+
+
+@movement_op("Scatter", 9)
+def scatter(x, indices, updates, *, axis=0):
+    return scatter_elements(x, indices, updates, axis=axis)
+
+
+@scatter_op("ScatterND", 11, 13, 16, 18)
+def scatter_nd(x, indices, updates, *, reduction="none"):
+    """The last axis of ``indices`` holds coordinates in the first axes of x, where slices of ``updates`` go."""
+    depth = indices.shape[-1]
+    if reduction in ("none", "add"):
+        return x.index_put(indices.long().unbind(-1), updates, accumulate=reduction == "add")
+    row = torch.zeros_like(indices[..., 0], dtype=torch.int64)
+    for axis in range(depth):
+        row = row * x.shape[axis] + _from_start(indices[..., axis], x.shape[axis])
+    rows = x.flatten(0, depth - 1).flatten(1) if x.dim() > depth else x.reshape(-1, 1)
+    row = row.reshape(-1, 1).expand(-1, rows.shape[1])
+    return rows.scatter_reduce(0, row, updates.reshape(row.shape), _REDUCE[reduction]).reshape(x.shape)
+
+
+@movement_op("TensorScatter", 24)
+def tensor_scatter(past_cache, update, write_indices=None, *, axis=-2, mode="linear"):
+    axis %= past_cache.dim()
+    steps = torch.arange(update.shape[axis], device=update.device)
+    index = steps[None] if write_indices is None else write_indices[:, None] + steps
+    if mode == "circular":
+        index = index % past_cache.shape[axis]
+    shape = [1] * past_cache.dim()
+    shape[0], shape[axis] = index.shape
+    return past_cache.scatter(axis, index.long().reshape(shape).expand(update.shape), update)
+
+
+# ---- chosen by value
+
+
+@movement_op("Compress", 9, 11, 28, data_dependent_shape=True)
+def compress(x, condition, *, axis=None):
+    index = condition.nonzero().squeeze(1)
+    return x.reshape(-1)[index] if axis is None else x.index_select(axis, index)
+
+
+@movement_op("NonZero", 9, 13, differentiable=False, data_dependent_shape=True)
+def nonzero(x):
+    return x.reshape(x.shape or (1,)).nonzero().mT
+
+
+@movement_op("Unique", 11, 28, data_dependent_shape=True)
+def unique(x, *, axis=None, sorted=1):
+    """The distinct slices along an axis (elements if there is none), where each occurs first, which of them each
+    slice is, and how often each occurs."""
+    if axis is None:
+        x, axis = x.reshape(-1), 0
+    _, inverse, counts = x.unique(dim=axis, return_inverse=True, return_counts=True)
+    position = torch.arange(len(inverse), device=x.device)
+    first = torch.full_like(counts, len(inverse)).scatter_reduce(0, inverse, position, "amin")
+    if not sorted:
+        order = first.argsort()
+        inverse, first, counts = order.argsort()[inverse], first[order], counts[order]
+    return x.index_select(axis, first), first, inverse, counts
+
+
+@movement_op("TopK", 11, 24)
+def top_k(x, k: Ints, *, axis=-1, largest=1, sorted=1):
+    x, k = x.movedim(axis, -1), int(k[0])
+    if x.shape[-1] > _SORTED_WHOLE and 0 < k < x.shape[-1]:
+        index = _best(x, k, bool(largest))
+        values = x.gather(-1, index)
+        order = values.sort(dim=-1, descending=bool(largest), stable=True).indices
+        values, index = values.gather(-1, order), index.gather(-1, order)
+    else:
+        values, index = x.sort(dim=-1, descending=bool(largest), stable=True)
+        values, index = values[..., :k], index[..., :k]
+    return values.movedim(-1, axis), index.movedim(-1, axis)
+
+
+_SORTED_WHOLE = 1024
+"""Axes up to this length are sorted whole, which is then faster than looking for the k best first."""
+
+
+def _best(x: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
+    """Ascending indices of the k best along the last axis; of equal ones the first, as torch.topk need not choose."""
+    last = x.topk(k, -1, largest).values[..., -1:]
+    better = x > last if largest else x < last
+    tied = x == last
+    room = k - better.sum(-1, keepdim=True)
+    chosen = better | (tied & (tied.cumsum(-1) <= room))
+    return chosen.nonzero()[:, -1].reshape(*x.shape[:-1], k)
+
+
+@movement_op("TopK", 10)
+def top_k_10(x, k: Ints, *, axis=-1):
+    return top_k(x, k, axis=axis)
+
+
+@movement_op("TopK", 1)
+def top_k_1(x, *, k, axis=-1):
+    return top_k(x, (k,), axis=axis)
