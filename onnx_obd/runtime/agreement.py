@@ -75,8 +75,8 @@ def measure_agreement(
     """Compares the outputs of two models on the same samples.
 
     Decisions are read from the first float output of rank 2 or more: logits or probabilities over the classes, which
-    lie on the last axis, or on axis 1 where rank and labels say so ([N, C, H, W]). A single column is the logit or
-    probability of the second of two classes.
+    lie on the last axis, from rank 4 on axis 1 ([N, C, H, W]), or on the other of the two if only that fits the labels.
+    A single column is the logit or probability of the second of two classes.
 
     Args:
         names: of the graph outputs.
@@ -149,13 +149,12 @@ def _log_sum_exp(x: np.ndarray) -> np.ndarray:
 
 
 def _class_axis(output: np.ndarray, labels: np.ndarray | None) -> int:
-    fits = [axis for axis in (output.ndim - 1, 1) if labels is None or labels.size * output.shape[axis] == output.size]
-    if labels is None:
-        return 1 if output.ndim >= 4 else output.ndim - 1
-    if not fits:
-        raise DataError(f"labels of shape {list(labels.shape)} do not fit an output of shape {list(output.shape)}")
-    exact = [axis for axis in fits if output.shape[:axis] + output.shape[axis + 1 :] == labels.shape]
-    return (exact or fits)[0]
+    last = output.ndim - 1
+    axes = (1, last) if output.ndim >= 4 else (last, 1)
+    for axis in axes:
+        if labels is None or labels.size * output.shape[axis] == output.size:
+            return axis
+    raise DataError(f"labels of shape {list(labels.shape)} do not fit an output of shape {list(output.shape)}")
 
 
 def _with_labels(agreement: Agreement, a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> Agreement:

@@ -43,6 +43,8 @@ def test_refusal_is_one_quiet_line(capfd):
         open_session("none.onnx")
     with pytest.raises(ModelError):
         open_session(b"not a model")
+    with pytest.raises(ModelError):  # a reason that is not UTF-8: onnxruntime would print and try again
+        open_session(proto.SerializeToString().replace(b"Mystery", b"Myst\xffry"))
     assert capfd.readouterr() == ("", "")
 
 

@@ -90,11 +90,18 @@ def test_a_single_column_is_two_classes(probability):
 
 @pytest.mark.parametrize(
     ("shape", "axis", "label_shape"),
-    [((6, 5, 3, 2), 1, (6, 3, 2)), ((6, 4, 5), 2, (6, 4)), ((6, 5, 4), 1, (6, 4)), ((6, 5, 1, 1), 1, (6,))],
+    [
+        ((6, 5, 3, 2), 1, (6, 3, 2)),
+        ((6, 4, 5), 2, (6, 4)),
+        ((6, 5, 4), 1, (6, 4)),
+        ((6, 5, 1, 1), 1, (6,)),
+        ((6, 3, 2, 3), 1, (6, 2, 3)),
+        ((7, 2, 3, 5), 3, (7, 2, 3)),
+    ],
 )
 def test_the_class_axis(shape, axis, label_shape):
     a, b = normal(*shape), normal(*shape, seed=1)
-    labels = np.random.default_rng(0).integers(0, 5, label_shape)
+    labels = np.random.default_rng(0).integers(0, shape[axis], label_shape)
     agreement = measure_agreement(["y"], [a], [b], labels, task="classification")
     for output, accuracy in ((a, agreement.accuracy_original), (b, agreement.accuracy_pruned)):
         assert accuracy == np.mean(output.argmax(axis).reshape(label_shape) == labels)
