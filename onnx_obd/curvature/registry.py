@@ -74,7 +74,9 @@ def estimate_curvature(
         NumericalError: a curvature that is not finite; the message names the weight.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = find_estimator(name)(calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress)
+    found = find_estimator(name)(
+        calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress
+    )
     for weight, diag in found.diag.items():
         if not torch.isfinite(diag).all():
             raise NumericalError(f"the curvature of '{weight}' is not finite; are the samples in the right range?")
