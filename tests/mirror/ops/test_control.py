@@ -14,7 +14,7 @@ from onnx import parser
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.propagate import propagate
 from onnx_obd.mirror.values import to_torch
-from tests.mirror.harness import case, check, rand, run_onnxruntime
+from tests.mirror.harness import case, check, rand, run_onnxruntime, second_of_weights
 
 
 def body(text: str, **initializers: np.ndarray) -> onnx.GraphProto:
@@ -156,34 +156,26 @@ def _build(text: str) -> onnx.ModelProto:
     return proto
 
 
-def _derivatives(proto: onnx.ModelProto, a: np.ndarray) -> tuple[list[torch.Tensor], dict, dict]:
-    """Outputs, gradients and h of the weights, for weightings 1, 2, ... of the outputs."""
+def _gradients(proto: onnx.ModelProto, feeds: list) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    """The output, and the gradients of the weights for weightings from 1 to 2 of its elements."""
     mirror = Mirror(proto).double()
-    feeds = [torch.from_numpy(a).double(), torch.tensor(True)]
-    outputs = mirror.evaluate(feeds)
-    weighting = [torch.linspace(1, 2, value.numel()).double().view(value.shape) for value in outputs]
-    found = torch.autograd.grad(outputs, list(mirror.weights.values()), weighting, allow_unused=True)
-    plan = mirror.plan(feeds)
-    with torch.no_grad():
-        env = plan.record(plan.start(feeds))
-    estimated: set[str] = set()
-    seeds = dict(zip(plan.outputs, weighting, strict=True))
-    h = propagate(plan, env, seeds, mirror.weight_slots().values(), estimated=estimated)
-    assert not estimated
-    gradients = {name: g for name, g in zip(mirror.weights, found, strict=True) if g is not None}
-    second = {name: h[slot] for name, slot in mirror.weight_slots().items() if slot in h}
-    return list(outputs), gradients, second
+    (output,) = mirror.evaluate([to_torch(feeds[0]).double(), to_torch(feeds[1])])
+    weighting = torch.linspace(1, 2, output.numel()).double().view(output.shape)
+    found = torch.autograd.grad(output, list(mirror.weights.values()), weighting, allow_unused=True)
+    return output.detach().numpy(), {n: g for n, g in zip(mirror.weights, found, strict=True) if g is not None}
 
 
 @pytest.mark.parametrize("op_type", CAPTURING)
 def test_captured_weights(op_type):
-    a, proto = rand(2, 3), _build(CAPTURING[op_type])
-    (output,), gradients, second = _derivatives(proto, a)
+    feeds, proto, written_out = [rand(2, 3), TRUE], _build(CAPTURING[op_type]), _build(WRITTEN_OUT[op_type])
+    output, gradients = _gradients(proto, feeds)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(output.detach(), session.run(["y"], {"a": a, "flag": TRUE})[0], rtol=1e-5, atol=1e-6)
-    _, expected_gradients, expected_second = _derivatives(_build(WRITTEN_OUT[op_type]), a)
-    assert expected_second
-    for found, expected in ((gradients, expected_gradients), (second, expected_second)):
+    expected = session.run(["y"], {"a": feeds[0], "flag": feeds[1]})[0]
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+    second = second_of_weights(proto, feeds)
+    pairs = [(gradients, _gradients(written_out, feeds)[1]), (second, second_of_weights(written_out, feeds))]
+    for found, expected in pairs:
+        assert expected
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value)
 
