@@ -181,10 +181,11 @@ def viewed(prepare: Callable[..., Sequence[Any]], rule: SecondRule = elementwise
     def second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         pairs = zip(call.inputs, call.wanted, strict=True)
         with torch.enable_grad():
-            leaves = [value.detach().requires_grad_() if wanted else value for value, wanted in pairs]
+            known = {id(value): _leaf(value) for value, wanted in pairs if wanted}
+            leaves = [known.get(id(value), value) for value in call.inputs]
             views = prepare(*leaves, **call.attributes)
-        values = tuple(view.detach() if isinstance(view, Tensor) else view for view in views)
-        found = rule(replace(call, inputs=values, _graph=None), h)
+        values = {id(view): view.detach() if isinstance(view, Tensor) else view for view in views}
+        found = rule(replace(call, inputs=tuple(values[id(view)] for view in views), _graph=None), h)
         return [
             torch.autograd.grad(view, leaf, back)[0] if wanted and back is not None else None
             for view, leaf, back, wanted in zip(views, leaves, found, call.wanted, strict=False)

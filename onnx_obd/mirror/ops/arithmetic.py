@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from onnx_obd.mirror.registry import family, op
-from onnx_obd.mirror.second import SecondRule, elementwise, movement, scaled_movement, viewed
+from onnx_obd.mirror.second import SecondRule, elementwise, viewed
 
 
 def align(a, b, *, axis=None, broadcast=0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def binary(
     return register
 
 
-@binary("Add", 7, 13, 14, old=(1, 6), second=movement)
+@binary("Add", 7, 13, 14, old=(1, 6), second=elementwise)
 def add(a, b):
     return a + b
 
@@ -87,11 +87,11 @@ def minimum(*data):
     return reduce(torch.minimum, data)
 
 
-@variadic("Sum", 1, 6, 8, 13, second=movement)
+@variadic("Sum", 1, 6, 8, 13)
 def total(*data):
     return reduce(torch.add, data)
 
 
-@variadic("Mean", 1, 6, 8, 13, second=scaled_movement(lambda call: 1 / len(call.inputs)))
+@variadic("Mean", 1, 6, 8, 13)
 def mean(*data):
     return reduce(torch.add, data) / len(data)

@@ -1,8 +1,11 @@
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.propagate import propagate
 from onnx_obd.mirror.values import to_torch
 from tests.mirror.harness import across, case, check, rand
 
@@ -51,6 +54,25 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_operator(case):
     check(case)
+
+
+@pytest.mark.parametrize(
+    ("name", "opset", "attributes"),
+    [("Mul", 6, {"broadcast": 1, "axis": 0}), ("Mul", 14, {}), ("Add", 14, {}), ("Sum", 13, {}), ("Mean", 13, {})],
+)
+def test_second_of_an_operand_that_stands_twice(name, opset, attributes):
+    """The slopes of the two places add up before they are squared: y = x x has (2 x)^2, y = x + x has 4."""
+    node = helper.make_node(name, ["x", "x"], ["y"], **attributes)
+    x, y = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4]), onnx.ValueInfoProto(name="y")
+    graph = helper.make_graph([node], "g", [x], [y])
+    mirror = Mirror(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]))
+    plan = mirror.plan([to_torch(A)])
+    with torch.no_grad():
+        env = plan.record(plan.start([to_torch(A)]))
+    seed = to_torch(B)
+    h = propagate(plan, env, {plan.outputs[0]: seed}, plan.inputs)[plan.inputs[0]]
+    slope = {"Mul": 2 * to_torch(A), "Add": 2.0, "Sum": 2.0, "Mean": 1.0}[name]
+    torch.testing.assert_close(h, slope**2 * seed)
 
 
 def test_power_of_a_negative_base_has_no_gradient_in_the_exponent_instead_of_nan():
