@@ -33,8 +33,8 @@ _KINDS = {
         tanh true_divide where""",
     multilinear: "addmm baddbmm bmm einsum linear matmul mm",
     movement: """__get__ __getitem__ broadcast_to cat chunk clone contiguous embedding expand expand_as flatten flip
-        float gather index_select movedim narrow pad permute repeat repeat_interleave reshape scatter select split squeeze stack
-        sum swapaxes t to transpose type_as unbind unflatten unsqueeze view""",
+        float gather index_select movedim narrow pad permute repeat repeat_interleave reshape scatter select split
+        squeeze stack sum swapaxes t to transpose type_as unbind unflatten unsqueeze view""",
 }
 _RULES = {name: rule for rule, names in _KINDS.items() for name in names.split()}
 
