@@ -24,6 +24,8 @@ from onnx_obd.mirror.program import CallWithBodies, Program, Step
 from onnx_obd.mirror.registry import Operator, lookup
 from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, from_tensor_proto, to_torch
 
+_UNREACHABLE: Path = ("unreachable",)
+
 MEMORY_HINTS = frozenset({"consumed_inputs"})
 """Attributes of opset 1 that say which buffers may be reused, and nothing about the result."""
 
@@ -39,6 +41,7 @@ class Compiled:
     names: dict[str, int]  # value name in the main graph -> slot
     weights: dict[str, Weight]
     boundaries: list[str] = field(default_factory=list)  # nodes run by onnxruntime
+    stored: dict[int, Path] = field(default_factory=dict)  # slot of a parameter or constant -> where it is stored
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class _Compiler:
         self.parameters: dict[str, int] = {}
         self.constants: dict[int, Any] = {}
         self.boundaries: list[str] = []
+        self.stored: dict[int, Path] = {}
 
     def compile(self) -> Compiled:
         graph = self.proto.graph
@@ -140,7 +144,9 @@ class _Compiler:
         outputs = tuple(self._read(scope, value.name, "graph output") for value in graph.output)
         template = [None] * self.root.size
         program = Program(tuple(inputs), outputs, tuple(self.root.steps), template)
-        return Compiled(program, names, self.parameters, self.constants, scope.names, self.weights, self.boundaries)
+        return Compiled(
+            program, names, self.parameters, self.constants, scope.names, self.weights, self.boundaries, self.stored
+        )
 
     # ---- names
 
@@ -177,12 +183,13 @@ class _Compiler:
         if weight is not None:
             return self._parameter(scope, weight)
         slot = self.root.slot()
-        self.constants[slot] = to_torch(read_tensor(tensor))
+        self.constants[slot], self.stored[slot] = to_torch(read_tensor(tensor)), path
         return scope.builder.from_root(slot)
 
     def _parameter(self, scope: _Scope, weight: str) -> int:
         if weight not in self.parameters:
             self.parameters[weight] = self.root.slot()
+            self.stored[self.parameters[weight]] = self.weights[weight].path
         return scope.builder.from_root(self.parameters[weight])
 
     def _nodes(self, scope: _Scope, nodes: Any) -> None:
@@ -250,7 +257,8 @@ class _Compiler:
             call = CallWithBodies(call, len(inputs), captured)
             inputs += tuple(slot for _, outer in bodies.values() for slot in outer)
         outputs = tuple(self._declare(scope, name) for name in node.output)
-        step = Step(label, operator, call, inputs, outputs, attributes, operator.host, tuple(bodies))
+        path = None if scope.path in (None, _UNREACHABLE) else (*scope.path, "node", index)
+        step = Step(label, operator, call, inputs, outputs, attributes, operator.host, tuple(bodies), path=path)
         scope.builder.steps.append(step)
 
     def _attributes(self, scope: _Scope, node: onnx.NodeProto) -> list[AttributeProto]:
@@ -303,7 +311,7 @@ class _Compiler:
         inner = _Scope(builder, path, scope.opsets, {}, {}, scope.attributes, scope, f"{label}/{attribute.name}/")
         inputs = [self._declare(inner, value.name) for value in attribute.g.input]
         if path is None:
-            inner.path = ("unreachable",)  # constants of ONNX's own function bodies are nobody's weights
+            inner.path = _UNREACHABLE  # constants of ONNX's own function bodies are nobody's weights
         self._graph(inner, attribute.g)
         outputs = tuple(self._read(inner, value.name, f"{label} {attribute.name}") for value in attribute.g.output)
         inputs += builder.captures.values()

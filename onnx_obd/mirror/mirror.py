@@ -13,6 +13,7 @@ from torch import nn
 
 from onnx_obd.errors import DataError, ModelError
 from onnx_obd.graph.load import load_model
+from onnx_obd.graph.weights import Path as StoredPath
 from onnx_obd.mirror import ops  # noqa: F401  (importing registers the operators)
 from onnx_obd.mirror.compile import Precision, compile_model
 from onnx_obd.mirror.program import Env, Program
@@ -146,6 +147,10 @@ class Mirror(nn.Module):
     def weight_slots(self) -> Mapping[str, int]:
         """Weight name to slot, in every plan."""
         return self._compiled.parameters
+
+    def stored_slots(self) -> Mapping[int, StoredPath]:
+        """Slot of a parameter or constant to where its tensor stands in the ModelProto."""
+        return self._compiled.stored
 
     # ---- the machinery
 

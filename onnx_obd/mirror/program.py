@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from onnx_obd.errors import ModelError, OnnxObdError
+from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.registry import Operator
 
 Env = list  # the value in each slot; None in slot 0 (an absent input) and where nothing stands yet
@@ -26,7 +27,8 @@ class Step:
 
     ``call`` takes the values of ``inputs``: those of the node itself, then what its bodies capture.
     ``attributes`` is what is bound in ``call``, for the second-derivative rules. ``host`` are the positions read on
-    the host, ``bodies`` the names of the graph attributes, ``release`` the slots nobody reads afterwards.
+    the host, ``bodies`` the names of the graph attributes, ``release`` the slots nobody reads afterwards. ``path`` is
+    where the node stands in the ModelProto; None inside a function body that ONNX itself defines.
     """
 
     node: str
@@ -38,6 +40,7 @@ class Step:
     host: tuple[int, ...] = ()
     bodies: tuple[str, ...] = ()
     release: tuple[int, ...] = ()
+    path: Path | None = None
 
     def __call__(self, *values: Any) -> tuple:
         """Run it outside the main loop; the outputs as a tuple."""

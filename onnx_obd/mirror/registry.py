@@ -61,6 +61,8 @@ class Operator:
     as against biases, statistics and constants.
     ``distribution``: for an operator that turns its first input into probabilities, "bernoulli" or the function that
     views that input as rows of logits, called with the node's attributes.
+    ``axes``: how the axes of the outputs correspond to those of the inputs, and ``spelled``: which parameters spell
+    the sizes of axes (see ``axes.py``).
     """
 
     domain: str
@@ -74,6 +76,8 @@ class Operator:
     random: bool = False
     weights: tuple[int, ...] = ()
     distribution: Callable[..., Any] | str | None = None
+    axes: Callable[..., str] | str | None = None
+    spelled: Callable[..., Any] | None = None
 
     @cached_property
     def parameters(self) -> tuple[inspect.Parameter, ...]:
