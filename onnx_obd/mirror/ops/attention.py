@@ -73,8 +73,9 @@ def scores(q, k, mask: Mask | None, scale: float, softcap: float = 0.0, precisio
 def attend_second(q, k, v, stages: Scores, scale: float, h_y, h_stage=None, softcap: float = 0.0, mode: int = 3):
     """h of q, k, v and the bias from that of y = P v, P = softmax(S), S = scale q k^T (capped) + bias.
 
-    dy_id/dS_ij = P_ij (v_jd - y_id), so h_S is exact, and with it those of v, k and the bias; that of q drops the
-    cross terms between keys. ``h_stage`` is the h of the stage ``mode``, where that is an output too.
+    dy_id/dS_ij = P_ij (v_jd - y_id), so h_S is exact, and with it those of v, k and the bias. That of q drops the
+    cross terms between keys; as P does not see what all keys share, they are taken about their mean under P, which
+    leaves those terms small. ``h_stage`` is the h of the stage ``mode``, where that is an output too.
     """
     p = stages.softmax
     y, square = p @ v, p.square()
@@ -90,8 +91,9 @@ def attend_second(q, k, v, stages: Scores, scale: float, h_y, h_stage=None, soft
         h_s = h_s * (1 - (stages.capped / softcap).square()).square()
     if h_stage is not None and mode == 0:
         h_s = h_s + h_stage
-    h_s = h_s * scale**2
-    return h_s @ k.square(), h_s.mT @ q.square(), square.mT @ h_y, h_bias
+    h_s, mean = h_s * scale**2, p @ k
+    h_q = h_s @ k.square() - 2 * mean * (h_s @ k) + mean.square() * h_s.sum(-1, keepdim=True)
+    return h_q, h_s.mT @ q.square(), square.mT @ h_y, h_bias
 
 
 # ---- ai.onnx

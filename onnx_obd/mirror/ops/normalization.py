@@ -124,7 +124,7 @@ def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9
 
 
 @op("BatchNormalization", 1, 6, 7, 9, second=_batch_second)
-def batch_normalization_1(x, scale, bias, mean, var, *, consumed_inputs=None, epsilon=1e-5, is_test=0, momentum=0.9,
+def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0, momentum=0.9,
                           spatial=1, outputs: OutputCount = 1):  # fmt: skip
     """In the old versions the number of outputs says whether it trains."""
     if outputs > 1 and not is_test:
@@ -145,7 +145,7 @@ def _group_second(call: Call, h):
 
 
 @op("InstanceNormalization", 1, 6, 22, second=_group_second)
-def instance_normalization(x, scale, bias, *, consumed_inputs=None, epsilon=1e-5):
+def instance_normalization(x, scale, bias, *, epsilon=1e-5):
     return torch.group_norm(x, x.shape[1], scale, bias, epsilon)
 
 
@@ -217,15 +217,37 @@ def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type: DType = to
 
 
 def _mean_variance_second(call: Call, h):
-    axes = call.attributes.get("axes", (0, 2, 3))
-    normal, _, sigma = _standardise(call.inputs[0], axes, 0.0)
-    return (_standardise_second(h[0], normal, sigma, axes),)
+    x, dims = call.inputs[0], call.attributes.get("axes", (0, 2, 3))
+    normal, _, sigma = _standardise(x, dims, 0.0)
+    return (_standardise_second(h[0], normal, sigma, dims),)
 
 
 @op("MeanVarianceNormalization", 9, 13, second=_mean_variance_second)
 def mean_variance_normalization(x, *, axes=(0, 2, 3)):
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
     return (x - mean) / (variance.sqrt() + 1e-9)
+
+
+def _statistics_dims(x, across_channels=0, **_):
+    return tuple(range(x.dim())) if across_channels else tuple(d for d in range(x.dim()) if d != 1)
+
+
+def _mean_variance_1_second(call: Call, h):
+    x, dims = call.inputs[0], _statistics_dims(call.inputs[0], **call.attributes)
+    normal, _, sigma = _standardise(x, dims, 0.0)
+    if call.attributes.get("normalize_variance", 1):
+        return (_standardise_second(h[0], normal, sigma, dims),)
+    n = x.numel() // sigma.numel()  # dy_j/dx_i = delta_ij - 1/n
+    return (h[0] * (1 - 2 / n) + h[0].sum(dims, keepdim=True) / n**2,)
+
+
+@op("MeanVarianceNormalization", 1, second=_mean_variance_1_second)
+def mean_variance_normalization_1(input, *, across_channels=0, normalize_variance=1):
+    """The withdrawn form, with flags instead of axes."""
+    dims = _statistics_dims(input, across_channels)
+    if normalize_variance:
+        return mean_variance_normalization(input, axes=dims)
+    return input - input.mean(dims, keepdim=True)
 
 
 def _lp_second(call: Call, h):

@@ -57,6 +57,8 @@ CASES = [
     case("RMSNormalization", 23, rand(2, 3, 4), rand(3, 4), axis=1, epsilon=0.1),
     case("MeanVarianceNormalization", 9, rand(2, 3, 4, 5)),
     case("MeanVarianceNormalization", 13, rand(2, 3, 4, 5), axes=[2, 3]),
+    case("MeanVarianceNormalization", 1, rand(2, 3, 4, 5)),
+    case("MeanVarianceNormalization", 1, rand(2, 3, 4, 5), across_channels=1, normalize_variance=0),
     case("LpNormalization", 1, rand(2, 3, 4)),
     case("LpNormalization", 22, rand(2, 3, 4), p=1, axis=1),
     case("LRN", 1, rand(2, 6, 3, 2), size=3),
