@@ -59,6 +59,7 @@ class Operator:
     ``random``: two runs may differ.
     ``weights``: the positions of the operands that multiply the data (kernel, matrix, table): what pruning is about,
     as against biases, statistics and constants.
+    ``recodes``: the output is the first input, element for element, in another number format (quantised, dequantised).
     ``distribution``: for an operator that turns its first input into probabilities, "bernoulli" or the function that
     views that input as rows of logits, called with the node's attributes.
     ``axes``: how the axes of the outputs correspond to those of the inputs, and ``spelled``: which parameters spell
@@ -75,6 +76,7 @@ class Operator:
     data_dependent_shape: bool = False
     random: bool = False
     weights: tuple[int, ...] = ()
+    recodes: bool = False
     distribution: Callable[..., Any] | str | None = None
     axes: Callable[..., str] | str | None = None
     spelled: Callable[..., Any] | None = None

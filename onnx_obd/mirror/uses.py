@@ -12,7 +12,7 @@ from onnx_obd.mirror.second import movement
 
 @dataclass(frozen=True)
 class Use:
-    """A weight arriving at an operand of a node, as it is or rearranged (reshaped, transposed, concatenated)."""
+    """A weight arriving at an operand of a node, as it is, rearranged (reshaped, transposed, ...) or quantised."""
 
     node: str
     operator: Operator
@@ -42,11 +42,18 @@ def _uses(program: Program, slot: int, seen: set[int]) -> Iterator[Use]:
 def _use(program: Program, step: Step, position: int, seen: set[int]) -> Iterator[Use]:
     if isinstance(step.call, CallWithBodies) and position >= step.call.own_inputs:
         yield from _inside(step.call, position)
-    elif position in step.operator.weights or step.operator.second is not movement or position in step.host:
-        yield Use(step.node, step.operator, position)
-    else:
+    elif _rearranges(step, position):
         for output in step.outputs:
             yield from _uses(program, output, seen)
+    else:
+        yield Use(step.node, step.operator, position)
+
+
+def _rearranges(step: Step, position: int) -> bool:
+    """Do the numbers of this operand come out as they are, in other places or another number format?"""
+    if step.operator.recodes:
+        return position == 0
+    return step.operator.second is movement and position not in (*step.operator.weights, *step.host)
 
 
 def _inside(call: CallWithBodies, position: int) -> Iterator[Use]:

@@ -64,7 +64,7 @@ def _spread_parameters(x, *parameters, axis=1, block_size=0, **_):
     return x, *[_spread(parameter, x.shape, axis, block_size) for parameter in parameters]
 
 
-@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters))
+@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True)
 def quantize_linear(
     x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
     saturate=1, elem_types: ElemTypes = (0, 0, 0),
@@ -78,7 +78,7 @@ def quantize_linear(
     return _round(ratio, 0 if zero_point is None else zero_point.to(dtype), element, saturate)
 
 
-@op("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters))
+@op("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True)
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype: DType = 0):
     x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)
     dtype = output_dtype or x_scale.dtype
@@ -144,13 +144,13 @@ def _centre_images(x, w, x_zero_point=None, w_zero_point=None, **_):
     return _centred(x, x_zero_point, dtype), _centred(w, _along(w_zero_point, w.dim(), 0), dtype), None, None
 
 
-@op("MatMulInteger", 10, second=viewed(_centre_matrices, multilinear))
+@op("MatMulInteger", 10, second=viewed(_centre_matrices, multilinear), weights=(0, 1))
 def matmul_integer(a, b, a_zero_point=None, b_zero_point=None):
     a, b, *_ = _centre_matrices(a, b, a_zero_point, b_zero_point)
     return Quantised.mark(a @ b, torch.int32)
 
 
-@op("ConvInteger", 10, second=viewed(_centre_images, multilinear))
+@op("ConvInteger", 10, second=viewed(_centre_images, multilinear), weights=(1,))
 def conv_integer(
     x, w, x_zero_point=None, w_zero_point=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None,
     pads=None, strides=None,
@@ -191,7 +191,7 @@ def _prepare_qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, 
     return a_centred, a_scale, None, b_centred, b_scale, None, y_scale, y_zero_point
 
 
-@op("QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)))
+@op("QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)), weights=(0, 3))
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
     a, a_scale, _, b, b_scale, _, y_scale, y_zero_point = _prepare_qlinear_matmul(
         a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point
@@ -209,7 +209,7 @@ def _prepare_qlinear_conv(
     return x_centred, x_scale, None, w_centred, _along(w_scale, x.dim(), 1), None, y_scale, y_zero_point, b
 
 
-@op("QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)))
+@op("QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)), weights=(3,))
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
     dilations=None, group=1, kernel_shape=None, pads=None, strides=None,

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.propagate import propagate
+from onnx_obd.mirror.uses import uses_of
 from onnx_obd.mirror.values import Quantised, plain
 from tests.mirror.harness import across, case, check_forward, check_gradient, check_second, rand
 
@@ -168,6 +169,14 @@ def test_second_derivatives_pass_straight_through_to_the_weight():
     inside = torch.tensor([[1.0, 1, 0], [1, 1, 0]])
     torch.testing.assert_close(h, inside * x.square().sum(0))
     assert not isinstance(h, Quantised)
+
+
+def test_a_quantised_weight_is_the_matrix_of_the_product_behind():
+    mirror = Mirror(fake_quantisation())
+    (use,) = uses_of(mirror.program, mirror.weight_slots()["w"])
+    assert use.operator.name == "MatMul"
+    assert use.multiplies
+    assert not any(use.multiplies for use in uses_of(mirror.program, mirror.weight_slots()["s"]))
 
 
 def dynamically_quantised():
