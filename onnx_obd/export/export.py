@@ -178,7 +178,7 @@ def _write(
                 raise ModelError(objection)
             open_session(path)
         except ModelError as error:
-            reason = str(error).replace(str(path), str(destination))
+            reason = str(error).removeprefix(f"{path}: ").replace(str(path), str(destination))
             raise ExportError(
                 f"{destination}: the model just written is not valid, and was removed: {reason}"
             ) from error

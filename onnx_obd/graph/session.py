@@ -72,5 +72,6 @@ def refusal(error: Exception) -> str:
     """The reason in an onnxruntime exception, on one line, without its code and source location."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .*? failed: ?", "", text)
     text = re.sub(r"/\S+/onnxruntime/(core|contrib_ops)/\S+:\d+ .*?\)( const)? ", "", text)
     return text[:400] or type(error).__name__

@@ -6,13 +6,14 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from onnx_obd.errors import DataError, UsageError
 from onnx_obd.graph.session import open_session, refusal
@@ -22,8 +23,12 @@ from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 if TYPE_CHECKING:
     from onnx_obd.calibration.samples import Feed, Samples
 
+PLACEMENTS = 9
+"""How often the sessions are made anew. Where a session's memory happens to lie changes its speed by several per cent
+for as long as it lives, so runs of one session, however many, do not tell how fast the model is."""
+
 MIN_SWEEPS = 6
-"""With fewer sweeps no pair of order statistics encloses the median with 95 % confidence."""
+"""With fewer values no pair of order statistics encloses the median with 95 % confidence."""
 
 _SHORTEST_TIMING = 5e-4  # seconds; a shorter run is repeated, so that the clock and the caller cost little
 _WARM_UP_RUNS = 3
@@ -40,19 +45,21 @@ def measure_latency(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Latency:
-    """Times two models on the first ``batch`` samples; where the original has subnormal weights, it flushed too.
+    """Times two models on the same ``batch`` samples; where the original has subnormal weights, it flushed as well.
 
     Every sweep times each model once, next to each other; sweeps come in pairs, a random order and its reverse, so that
-    a drift of the clock rate cancels. Reported are medians over the sweeps, and the median of the ratio within a sweep
-    (not the ratio of the medians), each with a distribution-free 95 % interval.
+    a drift of the clock rate cancels. The sessions are made anew, in random order, :data:`PLACEMENTS` times. Reported
+    are medians over the placements of the medians over their sweeps, for each model and for the ratio within a sweep
+    (not the ratio of the medians), each with a distribution-free 95 % interval. If making the sessions takes more than
+    half of ``seconds``, they are made once, and the interval leaves out what their placement does.
 
     Args:
         original, pruned: models with all their data in memory.
         samples: what the models are run on.
         batch: samples per run.
         threads: onnxruntime's threads within an operator.
-        seconds: time to measure for, at least :data:`MIN_SWEEPS` sweeps.
-        seed: of the order.
+        seconds: how long to run the models; making sessions and warming up come on top.
+        seed: of the orders.
         progress: told (percent done, 100) between sweeps.
 
     Raises:
@@ -62,24 +69,49 @@ def measure_latency(
     feed = _feed(samples, batch)
     subnormal = sum(count_subnormals(original).values())
     models = [original, pruned, *([flush_subnormals(original)] if subnormal else [])]
-    sessions = [open_session(model, threads=threads) for model in models]
+    rng = np.random.default_rng(seed)
+    times: list[np.ndarray] = []
+    placements = 1
+    while len(times) < placements:
+        start = time.perf_counter()
+        sessions = {index: open_session(models[index], threads=threads) for index in rng.permutation(len(models))}
+        if not times:
+            placements = PLACEMENTS if time.perf_counter() - start <= seconds / 2 else 1
+            _try_out(sessions.values(), feed, samples.source)
+        runs = [partial(sessions[index].run, None, feed) for index in range(len(models))]
+        min_sweeps = MIN_SWEEPS if placements == 1 else 2
+        part = partial(_part_of_progress, progress, len(times), placements)
+        times.append(time_sweeps(runs, seconds / placements, rng, min_sweeps=min_sweeps, progress=part))
+    return Latency(
+        original=_over_placements([1e3 * sweeps[:, 0] for sweeps in times]),
+        pruned=_over_placements([1e3 * sweeps[:, 1] for sweeps in times]),
+        speedup=_over_placements([sweeps[:, 0] / sweeps[:, 1] for sweeps in times]),
+        threads=threads,
+        batch=batch,
+        runs=sum(map(len, times)),
+        subnormal_weights=subnormal,
+        original_flushed=_over_placements([1e3 * sweeps[:, 2] for sweeps in times]) if subnormal else None,
+    )
+
+
+def _try_out(sessions: Iterable[ort.InferenceSession], feed: Feed, source: str) -> None:
     try:
         for session in sessions:
             session.run(None, feed)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise DataError(f"{samples.source}: onnxruntime refuses the samples: {refusal(error)}") from error
-    times = time_sweeps([partial(session.run, None, feed) for session in sessions], seconds, seed, progress)
-    milliseconds = [median_interval(column) for column in 1e3 * times.T]
-    return Latency(
-        original=milliseconds[0],
-        pruned=milliseconds[1],
-        speedup=median_interval(times[:, 0] / times[:, 1]),
-        threads=threads,
-        batch=batch,
-        runs=len(times),
-        subnormal_weights=subnormal,
-        original_flushed=milliseconds[2] if subnormal else None,
-    )
+        raise DataError(f"{source}: onnxruntime refuses the samples: {refusal(error)}") from error
+
+
+def _part_of_progress(
+    progress: Callable[[int, int], None] | None, parts_done: int, parts: int, done: int, total: int
+) -> None:
+    if progress:
+        progress(int(100 * (parts_done + done / total) / parts), 100)
+
+
+def _over_placements(values: Sequence[np.ndarray]) -> Interval:
+    """The median with its interval over the medians of the placements; over the values themselves if there is one."""
+    return median_interval(values[0] if len(values) == 1 else np.array([np.median(column) for column in values]))
 
 
 def _feed(samples: Samples, batch: int) -> Feed:
@@ -97,7 +129,9 @@ def _feed(samples: Samples, batch: int) -> Feed:
 def time_sweeps(
     runs: Sequence[Callable[[], object]],
     seconds: float,
-    seed: int = 0,
+    rng: np.random.Generator,
+    *,
+    min_sweeps: int = MIN_SWEEPS,
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
@@ -107,7 +141,6 @@ def time_sweeps(
     mean taken. A call that other work on the machine delays is an outlier for the caller to deal with, as
     :func:`median_interval` does.
     """
-    rng = np.random.default_rng(seed)
     times: list[list[float]] = []
     order: list[int] = []
     with _no_garbage_collection():
@@ -122,7 +155,7 @@ def time_sweeps(
             done = (clock() - begin) / seconds if seconds > 0 else 1.0
             if progress:
                 progress(min(100, int(100 * done)), 100)
-            if done >= 1 and len(times) >= MIN_SWEEPS and number % 2:
+            if done >= 1 and len(times) >= min_sweeps and number % 2:
                 return np.array(times)
     raise AssertionError("unreachable")
 

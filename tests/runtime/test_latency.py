@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+import onnx_obd.runtime.latency as latency_module
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.errors import DataError, UsageError
 from onnx_obd.graph.weights import find_weights, write_weights
-from onnx_obd.runtime.latency import MIN_SWEEPS, measure_latency, median_interval, time_sweeps
+from onnx_obd.runtime.latency import MIN_SWEEPS, PLACEMENTS, measure_latency, median_interval, time_sweeps
 from tests.export.models import dense_net, model, normal, value
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 class FakeMachine:
@@ -33,28 +39,28 @@ class FakeMachine:
 
 def test_sweeps_report_each_calls_own_time():
     machine = FakeMachine(lambda name, _: {"a": 0.003, "b": 0.001, "c": 0.002}[name])
-    times = time_sweeps([machine.run(name) for name in "abc"], 0.6, clock=machine.clock)
+    times = time_sweeps([machine.run(name) for name in "abc"], 0.6, rng(), clock=machine.clock)
     assert times.shape == (100, 3)
     np.testing.assert_allclose(times, np.tile([0.003, 0.001, 0.002], (100, 1)), rtol=1e-9)
 
 
 def test_sweeps_alternate_a_random_order_and_its_reverse():
     machine = FakeMachine(lambda *_: 0.001)
-    times = time_sweeps([machine.run(name) for name in "abc"], 0.12, clock=machine.clock)
+    times = time_sweeps([machine.run(name) for name in "abc"], 0.12, rng(), clock=machine.clock)
     timed = machine.calls[-3 * len(times) :]
     sweeps = ["".join(timed[i : i + 3]) for i in range(0, len(timed), 3)]
     assert len(sweeps) % 2 == 0
     assert all(first == second[::-1] for first, second in zip(sweeps[::2], sweeps[1::2], strict=True))
     assert len(set(sweeps)) == 6
     again = FakeMachine(lambda *_: 0.001)
-    time_sweeps([again.run(name) for name in "abc"], 0.12, clock=again.clock)
+    time_sweeps([again.run(name) for name in "abc"], 0.12, rng(), clock=again.clock)
     assert again.calls == machine.calls
 
 
 def test_a_drift_of_the_clock_rate_cancels_in_the_ratio():
     """Both take as long at any moment, but the machine gets slower and slower."""
     machine = FakeMachine(lambda _, number: 0.001 * (1 + number / 1000))
-    times = time_sweeps([machine.run("a"), machine.run("b")], 2.0, clock=machine.clock)
+    times = time_sweeps([machine.run("a"), machine.run("b")], 2.0, rng(), clock=machine.clock)
     ratio = median_interval(times[:, 0] / times[:, 1])
     assert times[-1, 0] > 1.5 * times[0, 0]
     assert ratio.median == pytest.approx(1, abs=2e-3)
@@ -62,7 +68,7 @@ def test_a_drift_of_the_clock_rate_cancels_in_the_ratio():
 
 def test_short_calls_are_repeated_long_ones_are_not():
     machine = FakeMachine(lambda name, _: 1e-5 if name == "short" else 0.1)
-    times = time_sweeps([machine.run("short"), machine.run("long")], 1.0, clock=machine.clock)
+    times = time_sweeps([machine.run("short"), machine.run("long")], 1.0, rng(), clock=machine.clock)
     per_sweep = machine.calls.count("short") / len(times)
     assert 50 <= per_sweep < 56
     assert machine.calls.count("long") == len(times) + 3  # and three to warm up
@@ -72,16 +78,16 @@ def test_short_calls_are_repeated_long_ones_are_not():
 def test_slow_models_get_enough_sweeps_and_progress_is_told():
     machine, told = FakeMachine(lambda *_: 5.0), []
     times = time_sweeps(
-        [machine.run("a"), machine.run("b")], 1.0, progress=lambda *p: told.append(p), clock=machine.clock
+        [machine.run("a"), machine.run("b")], 1.0, rng(), progress=lambda *p: told.append(p), clock=machine.clock
     )
     assert len(times) == MIN_SWEEPS
     assert told[-1] == (100, 100)
 
 
 def test_outliers_do_not_move_the_result():
-    rng = np.random.default_rng(0)
-    machine = FakeMachine(lambda name, _: {"a": 0.002, "b": 0.001}[name] * (50 if rng.random() < 0.1 else 1))
-    times = time_sweeps([machine.run("a"), machine.run("b")], 2.0, clock=machine.clock)
+    chance = rng()
+    machine = FakeMachine(lambda name, _: {"a": 0.002, "b": 0.001}[name] * (50 if chance.random() < 0.1 else 1))
+    times = time_sweeps([machine.run("a"), machine.run("b")], 2.0, rng(), clock=machine.clock)
     ratio = median_interval(times[:, 0] / times[:, 1])
     assert times.max() > 0.04
     assert (ratio.low, ratio.median, ratio.high) == pytest.approx((2, 2, 2))
@@ -90,7 +96,7 @@ def test_outliers_do_not_move_the_result():
 @pytest.mark.parametrize(("n", "k"), [(6, 1), (8, 1), (9, 2), (12, 3), (25, 8), (100, 40)])
 def test_ranks_of_the_interval(n, k):
     """Ranks from printed tables of the sign test's 95 % interval."""
-    interval = median_interval(np.random.default_rng(0).permutation(np.arange(1.0, n + 1)))
+    interval = median_interval(rng().permutation(np.arange(1.0, n + 1)))
     assert (interval.low, interval.high) == (k, n + 1 - k)
     assert interval.median == (n + 1) / 2
     below = [math.comb(n, i) / 2**n for i in range(k + 1)]
@@ -104,8 +110,8 @@ def test_the_interval_of_few_values_is_their_range():
 
 
 def test_the_interval_covers_the_median_in_95_percent():
-    rng = np.random.default_rng(0)
-    intervals = [median_interval(rng.exponential(size=41)) for _ in range(3000)]
+    chance = rng()
+    intervals = [median_interval(chance.exponential(size=41)) for _ in range(3000)]
     covered = np.mean([interval.low <= math.log(2) <= interval.high for interval in intervals])
     assert 0.945 < covered < 0.985
 
@@ -136,6 +142,35 @@ def test_a_model_with_a_tenth_of_the_work_is_faster():
     assert latency.original_flushed is None
     for interval in (latency.original, latency.pruned, latency.speedup):
         assert 0 < interval.low <= interval.median <= interval.high
+
+
+def test_the_luck_of_a_session_is_part_of_the_interval(monkeypatch):
+    """All runs of one session take equally long, but sessions of the same model do not: no run of one shows that."""
+    original, pruned = dense_net(), dense_net()
+    machine = FakeMachine(lambda seconds, _: seconds)
+    luck = iter([0.8, 1.25, 0.9, 1.1, 1.0, 0.85, 1.2, 0.95, 1.05])
+
+    class FakeSession:
+        def __init__(self, model: onnx.ModelProto, threads: int):
+            self.seconds = 0.002 * next(luck) if model is pruned else 0.002
+
+        def run(self, names: None, feed: dict[str, np.ndarray]) -> None:
+            machine.run(self.seconds)()
+
+    monkeypatch.setattr(latency_module, "open_session", FakeSession)
+    monkeypatch.setattr(latency_module, "time_sweeps", partial(time_sweeps, clock=machine.clock))
+    latency = measure_latency(original, pruned, samples_of(1), seconds=2.0)
+    assert next(luck, None) is None
+    assert len(machine.calls) > 20 * PLACEMENTS
+    speedup, milliseconds = latency.speedup, latency.pruned  # of nine values the second and the eighth: k = 2
+    assert (speedup.low, speedup.median, speedup.high) == pytest.approx((1 / 1.2, 1, 1 / 0.85))
+    assert (milliseconds.low, milliseconds.median, milliseconds.high) == pytest.approx((1.7, 2.0, 2.4))
+    assert latency.original.low == pytest.approx(latency.original.high)
+
+
+def test_sessions_that_take_long_to_make_are_made_once():
+    latency = measure_latency(products(4), products(4), samples_of(1, 160), seconds=1e-4)
+    assert latency.runs == MIN_SWEEPS
 
 
 def test_subnormal_weights_are_counted_and_the_original_timed_without():
