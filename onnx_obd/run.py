@@ -114,6 +114,6 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
 
 def _objective(mirror: Mirror, samples: Samples, batch_size: int, options: Options) -> Objective:
     some = samples.subset(range(min(len(samples), 4 * batch_size if batch_size > 1 else 16)))
-    batches = [inputs for inputs, _, _ in feeds(mirror, some, batch_size)]
+    batches = [inputs for inputs, _, _ in feeds(mirror, some.subset([0]), 1) + feeds(mirror, some, batch_size)]
     labels = None if samples.labels is None else torch.from_numpy(samples.labels)
     return choose_objective(mirror, batches, labels, kind=options.objective, temperature=options.temperature)

@@ -59,11 +59,10 @@ def _as_rows(rows: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Calla
 class SoftmaxHead:
     """Softened Kullback-Leibler divergence of softmax distributions over the rows of logits z.
 
-    L = T² · mean over rows of KL(t ‖ p),  p = softmax(z / T);  H = diag(p) − p pᵀ per row, divided by the rows.
+    L = mean over rows of KL(t ‖ p),  p = softmax(z / T);  H = (diag(p) − p pᵀ) / T² per row, divided by the rows.
 
-    t is softmax(z₀ / T) of the original, or one-hot labels with T = 1 (then L is the cross-entropy). The factor T²
-    keeps gradients comparable between temperatures (Hinton, Vinyals, Dean 2015, section 2.1). ``rows`` views z as
-    [rows, classes].
+    t is softmax(z₀ / T) of the original, or one-hot labels with T = 1 (then L is the cross-entropy). ``rows`` views z
+    as [rows, classes].
     """
 
     value: str
@@ -81,21 +80,22 @@ class SoftmaxHead:
     def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         log_p = torch.log_softmax(self.rows(z) / self.temperature, -1)
         divergence = torch.special.xlogy(target, target) - target * log_p
-        return self.weight * self.temperature**2 * divergence.sum(-1).mean()
+        return self.weight * divergence.sum(-1).mean()
 
     def hessian_diag(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         rows, back = _as_rows(self.rows, z)
         p = torch.softmax(rows / self.temperature, -1)
-        return back(p * (1 - p) * (self.weight / len(rows)))
+        return back(p * (1 - p) * (self.weight / len(rows) / self.temperature**2))
 
     def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
         rows, back = _as_rows(self.rows, z)
         p = torch.softmax(rows / self.temperature, -1)
         draw = p.sqrt() * _signs(p, generator)
-        return back((draw - p * draw.sum(-1, keepdim=True)) * (self.weight / len(rows)) ** 0.5)
+        scale = (self.weight / len(rows)) ** 0.5 / self.temperature
+        return back((draw - p * draw.sum(-1, keepdim=True)) * scale)
 
     def describe(self) -> str:
-        return f"KL divergence of softmax('{self.value}' / {self.temperature:g})"
+        return f"KL divergence of softmax('{self.value}' / {self.temperature:.3g})"
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,14 @@ class ProbabilityHead:
         return self._logits.probe(self._log(p), target, count, generator) * slope
 
     def describe(self) -> str:
-        return f"KL divergence of probabilities '{self.value}' softened by {self.temperature:g}"
+        return f"KL divergence of probabilities '{self.value}' softened by {self.temperature:.3g}"
 
 
 @dataclass(frozen=True)
 class SigmoidHead:
     """Softened Kullback-Leibler divergence of independent Bernoulli distributions with logits z.
 
-    L = T² · mean over elements of KL(t ‖ p),  p = σ(z / T);  H = diag(p (1 − p)) divided by the elements.
+    L = mean over elements of KL(t ‖ p),  p = σ(z / T);  H = diag(p (1 − p)) / T² divided by the elements.
     """
 
     value: str
@@ -160,17 +160,17 @@ class SigmoidHead:
         z = z / self.temperature
         cross = torch.nn.functional.binary_cross_entropy_with_logits(z, target)
         entropy = torch.special.entr(target) + torch.special.entr(1 - target)
-        return self.weight * self.temperature**2 * (cross - entropy.mean())
+        return self.weight * (cross - entropy.mean())
 
     def hessian_diag(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         p = torch.sigmoid(z / self.temperature)
-        return p * (1 - p) * (self.weight / z.numel())
+        return p * (1 - p) * (self.weight / z.numel() / self.temperature**2)
 
     def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
         return self.hessian_diag(z, target, count).sqrt() * _signs(z, generator)
 
     def describe(self) -> str:
-        return f"KL divergence of sigmoid('{self.value}' / {self.temperature:g})"
+        return f"KL divergence of sigmoid('{self.value}' / {self.temperature:.3g})"
 
 
 @dataclass(frozen=True)

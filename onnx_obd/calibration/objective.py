@@ -7,8 +7,9 @@ NonMaxSuppression), the loss looks at the last float tensors before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,17 +17,12 @@ from torch import Tensor
 
 from onnx_obd.calibration.custom import CustomHead
 from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead
+from onnx_obd.calibration.outputs import float_outputs, terminal
 from onnx_obd.calibration.python_source import find_function, is_function_spec
-from onnx_obd.errors import DataError, ModelError, UsageError
+from onnx_obd.errors import DataError, UsageError
 from onnx_obd.mirror.mirror import Mirror
-from onnx_obd.mirror.program import Program, Step
-from onnx_obd.mirror.second import movement
-from onnx_obd.mirror.values import is_float
 
 KINDS = ("auto", "kl", "squared", "labels", "divergence")
-
-DEFAULT_TEMPERATURE = 4.0
-"""Softens the original's outputs so that confident predictions still carry curvature."""
 
 CONFIDENT = 0.5
 """Unmarked outputs [N, C] are taken for logits if the mean top softmax probability is above this and the top class
@@ -84,11 +80,12 @@ def choose_objective(
     """The objective that fits the graph and the samples.
 
     Args:
-        batches: inputs of a few batches, from which scales and the look of the outputs are taken.
+        batches: inputs of a few batches, from which scales and the look of the outputs are taken; every value of the
+            first is kept for a moment, so let it be small.
         labels: int64 classes [N] or float targets [N, ...] of all samples; None for a label-free objective.
         kind: "auto", "kl" (the outputs are logits or distributions), "squared", "labels" / "divergence" to insist
             on using or ignoring the labels, or "module:function" for a loss of the user's own (see ``custom``).
-        temperature: of the softened divergence; 4 by default, 1 with labels.
+        temperature: of the softened divergence; by default the spread of the logits, 1 with labels.
 
     Raises:
         ModelError: no float output depends on a weight.
@@ -100,122 +97,101 @@ def choose_objective(
     if kind == "labels" and labels is None:
         raise UsageError("the objective is 'labels', but the samples have none")
     supervised = labels is not None and kind != "divergence"
-    temperature = temperature or (1.0 if supervised else DEFAULT_TEMPERATURE)
-    program, records = _record(mirror, batches)
-    values, notes = _float_outputs(mirror, program, records[0])
+    slots, notes = float_outputs(mirror, batches[0])
     if is_function_spec(kind):
-        head = CustomHead(mirror.name_of(values[0]), values[0], kind, find_function(kind))
+        head: Head = CustomHead(mirror.name_of(slots[0]), slots[0], kind, find_function(kind))
         return Objective((head,), supervised, tuple(notes))
-    classes = supervised and not labels.is_floating_point()
-    heads = []
-    for slot in values:
-        outputs = [env[slot] for env in records]
-        heads.append(_head(mirror, program, slot, outputs, temperature, kind, classes, notes))
+    looks = [_Look(mirror, slot, as_distribution=kind != "squared") for slot in slots]
+    with torch.no_grad():
+        values = [mirror.evaluate(inputs, outputs=[look.slot for look in looks]) for inputs in batches]
+    wants = _Wants(kind, supervised and not labels.is_floating_point(), temperature or (1.0 if supervised else None))
+    heads = [look.head(found, wants, notes) for look, found in zip(looks, zip(*values, strict=True), strict=True)]
     if supervised:
         heads = [_labelled_head(heads, labels)]
     heads = [replace(head, weight=1.0 / len(heads)) for head in heads]
     return Objective(tuple(heads), supervised, tuple(notes))
 
 
-def _record(mirror: Mirror, batches: Sequence[Sequence[Any]]) -> tuple[Program, list[dict[int, Any]]]:
-    """The whole program, and for a few batches its float values (of the first batch) or outputs (of the rest)."""
-    program = mirror.program
-    with torch.no_grad():
-        return program, [dict(enumerate(program.record(mirror.start(inputs)))) for inputs in batches]
+@dataclass(frozen=True)
+class _Wants:
+    """What the user said: the kind of objective, whether there are class labels, the temperature (None: spread)."""
+
+    kind: str
+    classes: bool
+    temperature: float | None
 
 
-def _float_outputs(mirror: Mirror, program: Program, env: dict[int, Any]) -> tuple[list[int], list[str]]:
-    """The slots of the last float tensors that depend differentiably on a weight, one search per graph output."""
-    depends = set(mirror.weight_slots().values())
-    made_by: dict[int, Step] = {}
-    for step in program.steps:
-        made_by.update(dict.fromkeys(step.outputs, step))
-        if step.operator.differentiable and depends.intersection(step.inputs):
-            depends.update(slot for slot in step.outputs if is_float(env[slot]))
-    found, notes = [], []
-    for name, slot in zip(mirror.output_names, program.outputs, strict=True):
-        ends = _last_floats(slot, depends - set(mirror.weight_slots().values()), made_by, set())
-        if ends != [slot]:
-            reached = ", ".join(f"'{mirror.name_of(end)}'" for end in ends) or "no weight"
-            notes.append(f"output '{name}' is not differentiable: the objective uses {reached}")
-        found += [end for end in ends if end not in found]
-    if not found:
-        raise ModelError("no float output depends on a weight, so there is nothing to prune by; see 'onnx-obd inspect'")
-    return found, notes
+@dataclass
+class _Look:
+    """A float output, or what a terminal Softmax or Sigmoid makes it from, and the head that fits its values."""
+
+    mirror: Mirror
+    output: int
+    as_distribution: bool
+    slot: int = field(init=False)
+    distribution: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        step = terminal(self.mirror, self.output)
+        found = step is not None and step.operator.distribution is not None and self.as_distribution
+        self.slot = step.inputs[0] if found else self.output
+        self.distribution = step.operator.distribution if found else None
+        if callable(self.distribution):
+            self.distribution = partial(self.distribution, **step.attributes)
+
+    def head(self, values: Sequence[Tensor], wants: _Wants, notes: list[str]) -> Head:
+        name = self.mirror.name_of(self.slot)
+        if self.distribution == "bernoulli":
+            spread = _spread([z.reshape(-1, 1) for z in values], centred=False)
+            return SigmoidHead(name, self.slot, wants.temperature or spread)
+        rows = self.distribution
+        if rows is None and wants.kind != "squared" and _are_probabilities(values):
+            logits = [_last_axis_rows(p).clamp_min(ProbabilityHead.FLOOR).log() for p in values]
+            return ProbabilityHead(name, self.slot, wants.temperature or _spread(logits))
+        if rows is None and wants.kind != "squared" and values[0].dim() >= 2:
+            looks_so = values[0].dim() == 2 and (wants.classes or _look_like_logits(values))
+            if wants.kind == "kl" or looks_so:
+                rows = _last_axis_rows
+            if looks_so and not wants.classes and wants.kind != "kl":
+                notes.append(f"output '{name}' looks like logits of a classifier; --objective squared if it is not")
+        if rows is not None:
+            return SoftmaxHead(name, self.slot, rows, wants.temperature or _spread([rows(z) for z in values]))
+        everything = torch.cat([z.double().reshape(-1) for z in values])
+        variance = float(everything.var()) if everything.numel() > 1 else 0.0
+        return SquaredHead(name, self.slot, variance if variance > 0 else 1.0)
 
 
-def _last_floats(slot: int, depends: set[int], made_by: dict[int, Step], seen: set[int]) -> list[int]:
-    if slot in depends:
-        return [slot]
-    if slot in seen or slot not in made_by:
-        return []
-    seen.add(slot)
-    found = [end for source in made_by[slot].inputs for end in _last_floats(source, depends, made_by, seen)]
-    return list(dict.fromkeys(found))
+def _spread(rows: Sequence[Tensor], centred: bool = True) -> float:
+    """The root mean square of logits about the mean of their row.
 
-
-def _head(
-    mirror: Mirror,
-    program: Program,
-    slot: int,
-    outputs: Sequence[Tensor],
-    temperature: float,
-    kind: str,
-    classes: bool,
-    notes: list[str],
-) -> Head:
-    name = mirror.name_of(slot)
-    made_by = {out: step for step in program.steps for out in step.outputs}
-    step = _behind_movement(slot, made_by)
-    if step is not None and step.operator.distribution and kind != "squared":
-        source = step.inputs[0]
-        distribution = step.operator.distribution
-        if distribution == "bernoulli":
-            return SigmoidHead(mirror.name_of(source), source, temperature)
-        return SoftmaxHead(mirror.name_of(source), source, _bound(distribution, step), temperature)
-    if kind != "squared" and _are_probabilities(outputs):
-        return ProbabilityHead(name, slot, temperature)
-    if kind == "kl" or (kind != "squared" and outputs[0].dim() == 2 and (classes or _look_like_logits(outputs))):
-        if not classes and kind != "kl":
-            notes.append(f"output '{name}' looks like logits of a classifier; --objective squared if it is not")
-        return SoftmaxHead(name, slot, _last_axis_rows, temperature)
-    values = torch.cat([z.detach().double().reshape(-1) for z in outputs])
-    variance = float(values.var()) if values.numel() > 1 else 0.0
-    return SquaredHead(name, slot, variance if variance > 0 else 1.0)
-
-
-def _behind_movement(slot: int, made_by: dict[int, Step]) -> Step | None:
-    """The step that computed a value, looking through steps that only rearrange it."""
-    step = made_by.get(slot)
-    while step is not None and step.operator.second is movement and len(step.outputs) == 1:
-        step = made_by.get(step.inputs[0])
-    return step
-
-
-def _bound(rows: Callable[..., Tensor], step: Step) -> Callable[[Tensor], Tensor]:
-    return lambda z: rows(z, **step.attributes)
+    As the temperature it makes the objective independent of the scale of the logits: a network trained on confident
+    data, or on inputs of 0 to 255, has none of its curvature hidden in the flat parts of the softmax.
+    """
+    z = torch.cat([row.double() for row in rows])
+    z = z - z.mean(-1, keepdim=True) if centred else z
+    return max(float(z.square().mean().sqrt()), 1e-6)
 
 
 def _last_axis_rows(z: Tensor) -> Tensor:
     return z.reshape(-1, z.shape[-1])
 
 
-def _look_like_logits(outputs: Sequence[Tensor]) -> bool:
-    rows = torch.cat([z.reshape(-1, z.shape[-1]).float() for z in outputs])
+def _look_like_logits(values: Sequence[Tensor]) -> bool:
+    rows = torch.cat([_last_axis_rows(z).float() for z in values])
     if rows.shape[1] < 2 or len(rows) < 2:
         return False
     top, classes = torch.softmax(rows, -1).max(-1)
     return bool(top.mean() > CONFIDENT) and len(classes.unique()) > 1
 
 
-def _are_probabilities(outputs: Sequence[Tensor]) -> bool:
+def _are_probabilities(values: Sequence[Tensor]) -> bool:
     """Rows of at least two numbers in [0, 1] that sum to 1."""
     return all(
         z.dim() >= 2
         and z.shape[-1] >= 2
         and bool((z >= 0).all())
         and torch.allclose(z.sum(-1), torch.ones_like(z.sum(-1)), atol=1e-3)
-        for z in outputs
+        for z in values
     )
 
 

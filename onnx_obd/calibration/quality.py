@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from onnx_obd.calibration.heads import ProbabilityHead, SigmoidHead, SoftmaxHead
+from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.records import Quality
 
@@ -38,7 +38,7 @@ def assess(
     )
     agreement = accuracy = None
     head = objective.heads[0]
-    if isinstance(head, (SoftmaxHead, ProbabilityHead, SigmoidHead)):
+    if isinstance(head, (SoftmaxHead, ProbabilityHead, SigmoidHead)) or _tell_apart([batch[0] for batch in originals]):
         ours, theirs = (torch.cat([_classes(head, batch[0]) for batch in side]) for side in (values, originals))
         agreement = float((ours == theirs).double().mean())
         labels = [batch.labels for batch in calibration.batches]
@@ -57,8 +57,20 @@ def assess(
     )
 
 
-def _classes(head: SoftmaxHead | ProbabilityHead | SigmoidHead, z: Tensor) -> Tensor:
-    return (z > 0).long().reshape(-1) if isinstance(head, SigmoidHead) else head.rows(z).argmax(-1)
+def _classes(head: Head, z: Tensor) -> Tensor:
+    if isinstance(head, SigmoidHead):
+        return (z > 0).long().reshape(-1)
+    return z.argmax(-1) if isinstance(head, SquaredHead) else head.rows(z).argmax(-1)
+
+
+def _tell_apart(outputs: Sequence[Tensor]) -> bool:
+    """Do unmarked outputs [N, C] act like a choice among C: is the largest not always the same?
+
+    Then its agreement is worth reporting, whatever the objective.
+    """
+    if any(z.dim() != 2 or z.shape[1] < 3 for z in outputs):
+        return False
+    return len(torch.cat([z.argmax(-1) for z in outputs]).unique()) >= 3
 
 
 def _relative_error(values: Sequence[Sequence[Tensor]], originals: Sequence[Sequence[Tensor]]) -> float:
