@@ -64,12 +64,11 @@ def bilinear(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     height, width = x.shape[2:]
     flat, y = x.flatten(2), 0
     top, left = rows.detach().floor(), columns.detach().floor()
-    for down in (0, 1):
-        for right in (0, 1):
-            i, j = top + down, left + right
-            weight = (1 - (rows - i).abs()) * (1 - (columns - j).abs())
+    below, beyond = rows - top, columns - left
+    for i, vertical in ((top, 1 - below), (top + 1, below)):
+        for j, horizontal in ((left, 1 - beyond), (left + 1, beyond)):
             inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
             index = (i.clamp(0, height - 1) * width + j.clamp(0, width - 1)).long()
             pixels = flat.gather(2, index.unsqueeze(1).expand(-1, flat.shape[1], -1))
-            y = y + pixels * (weight * inside).unsqueeze(1)
+            y = y + pixels * (vertical * horizontal * inside).unsqueeze(1)
     return y
