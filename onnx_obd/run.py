@@ -15,7 +15,7 @@ from onnx_obd.calibration.quality import head_values
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.curvature import find_estimator
 from onnx_obd.errors import ModelError
-from onnx_obd.graph.load import Model, non_finite_weights
+from onnx_obd.graph.load import Model
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.options import Options
 from onnx_obd.plan.selection import select_weights
@@ -73,9 +73,6 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     progress = progress or Progress(quiet=True)
     find_criterion(options.method)  # a wrong name is told before the work, not after
     find_estimator(options.curvature)
-    broken = non_finite_weights(model.proto)
-    if broken:
-        raise ModelError(f"weight '{broken[0]}' holds NaN or infinity; such a model cannot be scored")
     start = time.perf_counter()
     mirror = Mirror(model.proto)
     scoring_samples, held_back_samples = samples.split(options.held_back, options.seed)
@@ -92,6 +89,7 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         exclude=options.exclude,
         prune_biases=options.prune_biases,
     )
+    _check_finite(mirror, weights)
     if not any(weight.prunable for weight in weights):
         raise ModelError("no weight can be pruned; 'onnx-obd inspect' says why for each")
     run = Run(
@@ -110,6 +108,13 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     run.original_values = head_values(run.held_back)
     run.seconds["prepare"] = time.perf_counter() - start
     return run
+
+
+def _check_finite(mirror: Mirror, weights: list[WeightSummary]) -> None:
+    """Constants may be infinite (attention masks are); what is to be ranked may not."""
+    for weight in weights:
+        if weight.prunable and not torch.isfinite(mirror.weights[weight.name]).all():
+            raise ModelError(f"weight '{weight.name}' holds NaN or infinity; such a weight cannot be ranked")
 
 
 def _objective(mirror: Mirror, samples: Samples, batch_size: int, options: Options) -> Objective:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, EncodeError, Message
@@ -20,7 +19,7 @@ from onnx_obd.errors import ModelError
 from onnx_obd.graph.external_data import data_path, load_external_data
 from onnx_obd.graph.session import open_session
 from onnx_obd.graph.tensors import bad_declaration, raw_size, size_mismatch, sparse_tensors, stored_tensors
-from onnx_obd.graph.weights import MAX_DENSE_BYTES, find_weights
+from onnx_obd.graph.weights import MAX_DENSE_BYTES
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
 
@@ -188,12 +187,3 @@ def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     stored = {tensor.name for tensor in proto.graph.initializer}
     stored |= {sparse.values.name for sparse in proto.graph.sparse_initializer}
     return [value for value in proto.graph.input if value.name not in stored]
-
-
-def non_finite_weights(proto: onnx.ModelProto) -> list[str]:
-    """Names of the float weights that hold NaN or infinity, in graph order.
-
-    Infinities may be meant (an attention mask, the bounds of a Clip); it is for the caller to judge.
-    """
-    weights = find_weights(proto).items()
-    return [name for name, weight in weights if not np.isfinite(weight.read(proto)).all()]

@@ -3,16 +3,15 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import struct
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from onnx_obd.errors import ModelError
-from onnx_obd.graph.load import Model, graph_inputs, load_model, non_finite_weights
+from onnx_obd.graph.load import Model, graph_inputs, load_model
 from onnx_obd.graph.session import open_session
 from onnx_obd.graph.weights import find_weights
 from tests.export.models import dense_net, every_place, model, normal, save_external, value
@@ -318,16 +317,3 @@ def test_graph_inputs_leave_sparse_weights_out():
     proto = sparse_net((10, 7))
     proto.graph.input.append(value("S", 10, 7))
     assert [value_info.name for value_info in graph_inputs(proto)] == ["x"]
-
-
-def test_non_finite_weights():
-    proto = every_place()
-    assert non_finite_weights(proto) == []
-    raw = bytearray(proto.functions[0].node[0].attribute[0].t.raw_data)
-    raw[4:8] = struct.pack("<f", float("inf"))
-    proto.functions[0].node[0].attribute[0].t.raw_data = bytes(raw)
-    proto.graph.initializer[2].float_data[5] = float("nan")
-    assert non_finite_weights(proto) == ["V", "F"]
-    half = dense_net(elem_type=TensorProto.FLOAT16)
-    half.graph.initializer[1].int32_data[0] = 0x7C00
-    assert non_finite_weights(half) == ["b1"]
