@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from onnx_obd.mirror.program import BoundBody, CallWithBodies, Env, Program, Step
-from onnx_obd.mirror.registry import operator_of
+from onnx_obd.mirror.registry import Operator, operator_of
 from onnx_obd.mirror.second import Call, SecondRule, elementwise, movement, multilinear, probes
 from onnx_obd.mirror.values import is_float
 
@@ -32,9 +32,9 @@ _KINDS = {
         leaky_relu log masked_fill mish mul neg pow relu rsqrt rsub sigmoid silu sin softplus softsign sqrt square sub
         tanh true_divide where""",
     multilinear: "addmm baddbmm bmm einsum linear matmul mm",
-    movement: """__get__ __getitem__ broadcast_to cat chunk clone contiguous embedding expand expand_as flatten flip
-        float gather index_select movedim narrow pad permute repeat repeat_interleave reshape scatter select split
-        squeeze stack sum swapaxes t to transpose type_as unbind unflatten unsqueeze view""",
+    movement: """__get__ __getitem__ as_subclass broadcast_to cat chunk clone contiguous embedding expand expand_as
+        flatten flip float gather index_select movedim narrow pad permute repeat repeat_interleave reshape scatter
+        select split squeeze stack sum swapaxes t to transpose type_as unbind unflatten unfold unsqueeze view""",
 }
 _RULES = {name: rule for rule, names in _KINDS.items() for name in names.split()}
 
@@ -58,7 +58,21 @@ class _Part(torch.autograd.Function):
         return None, None, *found, *(None,) * (len(call.inputs) - len(found))
 
 
-_recording: ContextVar[bool] = ContextVar("recording", default=False)
+def _run_part(whole: Call, node: str, operator: Operator, function: Callable, attributes: Any, values: Sequence) -> Any:
+    """Run an operator inside of ``whole`` as one part of it, with the operator's rule."""
+    if not operator.differentiable:
+        with torch.no_grad():
+            return function(*values)
+    if operator.second is movement or not _carries_gradient(values):
+        return function(*values)
+    if operator.second is None and whole.estimated is not None:
+        whole.estimated.add(node)
+    call = replace(whole, node=node, function=function, attributes=dict(attributes), _graph=None)
+    return _Part.apply(operator.second or probes, call, *values)
+
+
+_whole: ContextVar[Call | None] = ContextVar("whole", default=None)
+"""The call whose composite rule is running."""
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,21 +83,25 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
     operator = operator_of(function)
 
     def run(*inputs: Any, **attributes: Any) -> Any:
-        if not _recording.get() or not _carries_gradient(inputs):
+        whole = _whole.get()
+        if whole is None:
             return function(*inputs, **attributes)
-        call = Call(operator.name, partial(function, **attributes), attributes, (), (), ())
-        return _Part.apply(operator.second or probes, call, *inputs)
+        return _run_part(whole, whole.node, operator, partial(function, **attributes), attributes, inputs)
 
     return run
 
 
 class _Parts(TorchFunctionMode):
+    def __init__(self, whole: Call):
+        super().__init__()
+        self.whole = whole
+
     def __enter__(self) -> Any:
-        self.token = _recording.set(True)
+        self.token = _whole.set(self.whole)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        _recording.reset(self.token)
+        _whole.reset(self.token)
         super().__exit__(*error)
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -91,8 +109,8 @@ class _Parts(TorchFunctionMode):
         name = getattr(function, "__name__", str(function))
         rule = _RULES.get(name)
         if rule not in (None, movement) and _carries_gradient(args):
-            part = Call(name, lambda *values: function(*values, **keywords), {}, (), (), ())
-            return _Part.apply(rule, part, *args)
+            call = Call(name, lambda *values: function(*values, **keywords), {}, (), (), ())
+            return _Part.apply(rule, call, *args)
         result = function(*args, **keywords)  # of a movement the Jacobian is its own square
         if rule is None and _carries_gradient(result if isinstance(result, (list, tuple)) else (result,)):
             raise NotImplementedError(f"composite: no second-derivative rule for torch's '{name}'")
@@ -110,7 +128,7 @@ def composite(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]
     """
 
     def run(*values: Any) -> Any:
-        with _Parts():
+        with _Parts(call):
             return call.function(*values)
 
     return replace(call, function=run, _graph=None).vjp(h)
@@ -147,14 +165,6 @@ class _ByRules(BoundBody):
         return tuple(env[slot] for slot in program.outputs)
 
     def _run(self, step: Step, env: Env) -> tuple:
-        values, operator = step.read_host([env[slot] for slot in step.inputs]), step.operator
-        if not operator.differentiable:
-            with torch.no_grad():
-                return step(*values)
-        if operator.second is movement or not _carries_gradient(values):
-            return step(*values)
-        if operator.second is None and self.call.estimated is not None:
-            self.call.estimated.add(step.node)
-        part = replace(self.call, node=step.node, function=step.call, attributes=dict(step.attributes), _graph=None)
-        result = _Part.apply(operator.second or probes, part, *values)
+        values = step.read_host([env[slot] for slot in step.inputs])
+        result = _run_part(self.call, step.node, step.operator, step.call, step.attributes, values)
         return result if isinstance(result, tuple) else (result,)

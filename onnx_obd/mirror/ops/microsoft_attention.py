@@ -34,7 +34,7 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def _unsupported(**settings) -> None:
+def refuse(**settings) -> None:
     """Refuse what onnxruntime has on other devices or for decoding loops only."""
     for name, value in settings.items():
         if value is not None and value != 0:
@@ -79,9 +79,20 @@ def attention(
     rotary_embedding_dim=0, scale=None, unidirectional=0, outputs: OutputCount = 1,
 ):  # fmt: skip
     """Self-attention of input W + bias = [Q | K | V]; past and present are keys over values [2, B, N, T, D]."""
-    _unsupported(do_rotary=do_rotary, past_present_share_buffer=past_present_share_buffer)
+    refuse(do_rotary=do_rotary, past_present_share_buffer=past_present_share_buffer)
     projected = _matmul(input, weights)
     projected = projected if bias is None else projected + bias
+    return self_attention(
+        projected, mask_index, past, attention_bias, num_heads, mask_filter_value, qkv_hidden_sizes, scale,
+        unidirectional, outputs,
+    )  # fmt: skip
+
+
+def self_attention(
+    projected, mask_index, past, attention_bias, num_heads, mask_filter_value, qkv_hidden_sizes, scale,
+    unidirectional, outputs,
+):  # fmt: skip
+    """Attention behind its input projection [B, S, Q | K | V]."""
     q, k, v = projected.split(qkv_hidden_sizes or [projected.shape[-1] // 3] * 3, -1)
     q, k, v = (_split_heads(x, num_heads) for x in (q, k, v))
     if past is not None:
@@ -98,7 +109,7 @@ def multi_head_attention(
     scale=None, unidirectional=0, outputs: OutputCount = 1,
 ):  # fmt: skip
     """Attention of projected queries, keys and values; [B, S, N, 3, D] and [B, T, N, 2, D] hold them interleaved."""
-    _unsupported(past_sequence_length=past_sequence_length)
+    refuse(past_sequence_length=past_sequence_length)
     q, k, v = _unpacked(query, key, value, num_heads)
     if bias is not None:
         width = q.shape[1] * q.shape[3]
@@ -127,7 +138,7 @@ def rotary_embedding(
     rotary_embedding_dim=0, scale=1.0,
 ):  # fmt: skip
     """ONNX's RotaryEmbedding; one position alone is that of the first token of every sequence."""
-    _unsupported(is_packed_batching=is_packed_batching)
+    refuse(is_packed_batching=is_packed_batching)
     length, batch = input.shape[-2], len(input)
     if position_ids.dim() == 1:
         position_ids = (position_ids + torch.arange(length, device=input.device)).expand(batch, length)
@@ -151,7 +162,7 @@ def group_query_attention(
     In the first step (S = total sequence length) the cache is empty. ``head_sink`` (zeros with ``smooth_softmax``) is
     one more score of every query, which takes its share of the softmax and has no value.
     """
-    _unsupported(k_scale=k_scale, q_norm_weight=q_norm_weight, sliding_window_cache=sliding_window_cache)
+    refuse(k_scale=k_scale, q_norm_weight=q_norm_weight, sliding_window_cache=sliding_window_cache)
     if key is None:
         heads = num_heads + 2 * kv_num_heads
         q, k, v = _split_heads(query, heads).split([num_heads, kv_num_heads, kv_num_heads], 1)

@@ -1,0 +1,168 @@
+"""com.microsoft: operators on quantised tensors, element by element or window by window, and integer products.
+
+Those called QLinear compute q(f(d(x), ...)): d takes whole numbers to floats by the scale and zero point of each input,
+q takes the result to those of the output. All are made of ONNX's own quantisation, straight-through gradient included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onnx_obd.mirror.composite import composite, part
+from onnx_obd.mirror.ops import activations, microsoft_attention, pooling, softmax
+from onnx_obd.mirror.ops import quantize as onnx_quantize
+from onnx_obd.mirror.registry import OutputCount, family
+from onnx_obd.mirror.values import Quantised, plain
+
+microsoft_op = family(domain="com.microsoft", second=composite)
+
+_quantize, _dequantize = part(onnx_quantize.quantize_linear), part(onnx_quantize.dequantize_linear)
+_dynamic_quantize = part(onnx_quantize.dynamic_quantize_linear)
+_matmul_integer, _qlinear_conv = part(onnx_quantize.matmul_integer), part(onnx_quantize.qlinear_conv)
+_average_pool, _global_average_pool = part(pooling.average_pool), part(pooling.global_average_pool)
+_leaky_relu, _sigmoid = part(activations.leaky_relu), part(activations.sigmoid)
+_softmax, _softmax_1 = part(softmax.softmax), part(softmax.softmax_1)
+
+
+def _zero_point(given: Tensor | None, like: Tensor) -> Tensor:
+    """A zero point, 0 of the type of ``like`` where it is absent."""
+    if given is not None:
+        return given
+    return torch.zeros((), dtype=like.element_dtype if isinstance(like, Quantised) else like.dtype, device=like.device)
+
+
+@microsoft_op("QuantizeLinear", 1, recodes=True)
+def quantize_linear(x, y_scale, y_zero_point=None, *, axis=None):
+    return _quantize(x, y_scale, y_zero_point, axis=1 if axis is None else axis)
+
+
+@microsoft_op("DequantizeLinear", 1, recodes=True)
+def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=None):
+    return _dequantize(x, x_scale, x_zero_point, axis=1 if axis is None else axis)
+
+
+# ---- element by element
+
+
+@microsoft_op("QLinearAdd", 1)
+def qlinear_add(a, a_scale, a_zero_point, b, b_scale, b_zero_point, c_scale, c_zero_point=None):
+    total = _dequantize(a, a_scale, a_zero_point) + _dequantize(b, b_scale, b_zero_point)
+    return _quantize(total, c_scale, _zero_point(c_zero_point, a))
+
+
+@microsoft_op("QLinearMul", 1)
+def qlinear_mul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, c_scale, c_zero_point=None):
+    product = _dequantize(a, a_scale, a_zero_point) * _dequantize(b, b_scale, b_zero_point)
+    return _quantize(product, c_scale, _zero_point(c_zero_point, a))
+
+
+@microsoft_op("QLinearLeakyRelu", 1)
+def qlinear_leaky_relu(x, x_scale, x_zero_point, y_scale, y_zero_point=None, *, alpha=0.01):
+    y = _leaky_relu(_dequantize(x, x_scale, x_zero_point), alpha=alpha)
+    return _quantize(y, y_scale, _zero_point(y_zero_point, x))
+
+
+@microsoft_op("QLinearSigmoid", 1)
+def qlinear_sigmoid(x, x_scale, x_zero_point, y_scale, y_zero_point=None):
+    return _quantize(_sigmoid(_dequantize(x, x_scale, x_zero_point)), y_scale, _zero_point(y_zero_point, x))
+
+
+@microsoft_op("QLinearSoftmax", 1)
+def qlinear_softmax(x, x_scale, x_zero_point, y_scale, y_zero_point, *, axis=-1, opset):
+    function = _softmax if opset >= 13 else _softmax_1
+    return _quantize(function(_dequantize(x, x_scale, x_zero_point), axis=axis), y_scale, y_zero_point)
+
+
+@microsoft_op("QLinearWhere", 1)
+def qlinear_where(condition, x, x_scale, x_zero_point, y, y_scale, y_zero_point, z_scale, z_zero_point):
+    z = torch.where(condition, _dequantize(x, x_scale, x_zero_point), _dequantize(y, y_scale, y_zero_point))
+    return _quantize(z, z_scale, z_zero_point)
+
+
+@microsoft_op("QLinearConcat", 1)
+def qlinear_concat(y_scale, y_zero_point, *inputs, axis):
+    """``inputs`` are triples of a tensor, its scale and its zero point."""
+    triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
+    return _quantize(torch.cat([_dequantize(*three) for three in triples], axis), y_scale, y_zero_point)
+
+
+# ---- windows
+
+
+@microsoft_op("QLinearAveragePool", 1)
+def qlinear_average_pool(
+    x, x_scale, x_zero_point, y_scale, y_zero_point=None, *, auto_pad="NOTSET", ceil_mode=0, channels_last=0,
+    count_include_pad=0, kernel_shape, pads=None, strides=None,
+):  # fmt: skip
+    values = _dequantize(x, x_scale, x_zero_point)
+    y = _average_pool(
+        values.movedim(-1, 1) if channels_last else values, auto_pad=auto_pad, ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad, kernel_shape=kernel_shape, pads=pads, strides=strides,
+    )  # fmt: skip
+    return _quantize(y.movedim(1, -1) if channels_last else y, y_scale, _zero_point(y_zero_point, x))
+
+
+@microsoft_op("QLinearGlobalAveragePool", 1)
+def qlinear_global_average_pool(x, x_scale, x_zero_point, y_scale, y_zero_point, *, channels_last=0):
+    values = _dequantize(x, x_scale, x_zero_point)
+    y = _global_average_pool(values.movedim(-1, 1) if channels_last else values)
+    return _quantize(y.movedim(1, -1) if channels_last else y, y_scale, y_zero_point)
+
+
+@microsoft_op("QLinearConv", 1, weights=(3,))
+def qlinear_conv(
+    x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
+    channels_last=0, dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
+):  # fmt: skip
+    """ONNX's QLinearConv; with ``channels_last`` on [N, ..., C], the kernel stays as it is."""
+    y = _qlinear_conv(
+        x.movedim(-1, 1) if channels_last else x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale,
+        y_zero_point, b, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides,
+    )  # fmt: skip
+    return y.movedim(1, -1) if channels_last else y
+
+
+# ---- products
+
+
+@microsoft_op("MatMulIntegerToFloat", 1, weights=(0, 1))
+def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_point=None, bias=None):
+    """(a - a_zero_point) (b - b_zero_point) a_scale b_scale + bias; those of b are one number or one per column."""
+    y = plain(_matmul_integer(a, b, a_zero_point, b_zero_point)).to(a_scale.dtype) * (a_scale * b_scale)
+    return y if bias is None else y + bias
+
+
+@microsoft_op("DynamicQuantizeMatMul", 1, weights=(0, 1))
+def dynamic_quantize_matmul(a, b, b_scale, b_zero_point=None, bias=None):
+    """The same for an ``a`` that is quantised here by its extremes."""
+    a, a_scale, a_zero_point = _dynamic_quantize(a)
+    return matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias)
+
+
+@microsoft_op("QGemm", 1, weights=(0, 3))
+def qgemm(
+    a, a_scale, a_zero_point, b, b_scale, b_zero_point, c=None, y_scale=None, y_zero_point=None, *, alpha=1.0,
+    transA=0, transB=0,
+):  # fmt: skip
+    """alpha a_scale b_scale (a b + c) for centred a and b; quantised where ``y_scale`` is given, otherwise floats."""
+    products = _matmul_integer(a.mT if transA else a, b.mT if transB else b, a_zero_point, b_zero_point)
+    products = plain(products).to(a_scale.dtype)
+    y = (products if c is None else products + c) * (alpha * a_scale * b_scale)
+    return y if y_scale is None else _quantize(y, y_scale, y_zero_point)
+
+
+@microsoft_op("QAttention", 1, weights=(1,))
+def qattention(
+    input, weight, bias, input_scale, weight_scale, mask_index=None, input_zero_point=None, weight_zero_point=None,
+    past=None, *, do_rotary=0, mask_filter_value=-10000.0, num_heads, past_present_share_buffer=0, scale=None,
+    unidirectional=0, outputs: OutputCount = 1,
+):  # fmt: skip
+    """Attention of com.microsoft, whose projection alone is quantised."""
+    microsoft_attention.refuse(do_rotary=do_rotary, past_present_share_buffer=past_present_share_buffer)
+    projected = matmul_integer_to_float(
+        input, weight, input_scale, weight_scale, input_zero_point, weight_zero_point, bias
+    )
+    return microsoft_attention.self_attention(
+        projected, mask_index, past, None, num_heads, mask_filter_value, None, scale, unidirectional, outputs
+    )
