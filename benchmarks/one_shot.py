@@ -41,7 +41,8 @@ def main(corpus: Path, models: str, sparsities: str, methods: str) -> None:
         dense = accuracy(task, open_session(task.model))
         with TemporaryDirectory() as folder:
             data = Path(folder) / "calibration.npz"
-            np.savez(data, **{n: np.concatenate([f[n] for f in task.calibration.feeds]) for n in task.calibration.feeds[0]})
+            feeds = task.calibration.feeds
+            np.savez(data, **{name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
             for method in methods.split(","):
                 cells, seconds, ratio = [], 0.0, 1.0
                 for sparsity in wanted:

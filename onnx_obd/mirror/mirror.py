@@ -125,7 +125,7 @@ class Mirror(nn.Module):
         return self._compiled.program
 
     def start(self, inputs: Sequence[Any], program: Program | None = None) -> Env:
-        """An environment of a plan (the whole program by default) with the inputs in place, in the mirror's precision."""
+        """An environment of a plan (by default the whole program) with the inputs in place, in the mirror's precision."""
         return (program or self.program).start(self._prepare(inputs))
 
     def name_of(self, slot: int) -> str:
@@ -175,7 +175,8 @@ class Mirror(nn.Module):
 
     def _prepare(self, inputs: Sequence[Any]) -> list[Any]:
         if len(inputs) != len(self._compiled.program.inputs):
-            raise DataError(f"the model takes {len(self.input_names)} inputs {list(self.input_names)}, not {len(inputs)}")
+            names = list(self.input_names)
+            raise DataError(f"the model takes {len(names)} inputs {names}, not {len(inputs)}")
         return [self._precision.value(value) if is_float(value) else value for value in inputs]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Mirror:
