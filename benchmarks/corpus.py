@@ -23,7 +23,7 @@ TEST = 2000
 
 @dataclass(frozen=True)
 class Task:
-    """Unlabelled samples to calibrate on, and (inputs, labels) to test on. ``to_class`` reads a class off the outputs."""
+    """Unlabelled samples to calibrate on; inputs and labels to test on; how to read a class off the outputs."""
 
     name: str
     model: Path
@@ -117,7 +117,7 @@ def _imagenette(data: Path):
         return np.asarray(image.crop((left, top, left + 244, top + 244)))
 
     parts = {part: [row for row in rows if row[0].startswith(part)] for part in ("calib", "test")}
-    chosen = [part[:: max(1, len(part) // limit)][:limit] for part, limit in zip(parts.values(), (256, 500))]
+    chosen = [part[:: max(1, len(part) // limit)][:limit] for part, limit in zip(parts.values(), (256, 500), strict=True)]
     prepare = _chw((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     calibration, test = (prepare(np.stack([read(name) for name, _ in part])) for part in chosen)
     return calibration, test, np.array([label for _, label in chosen[1]])

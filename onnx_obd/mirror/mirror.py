@@ -125,7 +125,7 @@ class Mirror(nn.Module):
         return self._compiled.program
 
     def start(self, inputs: Sequence[Any], program: Program | None = None) -> Env:
-        """An environment of a plan (by default the whole program) with the inputs in place, in the mirror's precision."""
+        """An environment of a plan, by default the whole program, holding the inputs in the mirror's precision."""
         return (program or self.program).start(self._prepare(inputs))
 
     def name_of(self, slot: int) -> str:
