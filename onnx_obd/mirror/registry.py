@@ -59,6 +59,8 @@ class Operator:
     ``random``: two runs may differ.
     ``weights``: the positions of the operands that multiply the data (kernel, matrix, table): what pruning is about,
     as against biases, statistics and constants.
+    ``constants``: the positions of the operands that are not learned although they are floats: statistics, quantisation
+    scales, exponents. Training leaves them alone.
     ``recodes``: the output is the first input, element for element, in another number format (quantised, dequantised).
     ``distribution``: for an operator that turns its first input into probabilities, "bernoulli" or the function that
     views that input as rows of logits, called with the node's attributes.
@@ -76,6 +78,7 @@ class Operator:
     data_dependent_shape: bool = False
     random: bool = False
     weights: tuple[int, ...] = ()
+    constants: tuple[int, ...] = ()
     recodes: bool = False
     distribution: Callable[..., Any] | str | None = None
     axes: Callable[..., str] | str | None = None

@@ -55,7 +55,7 @@ def div(a, b):
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
-@binary("Pow", 7, 12, 13, 15, old=(1,), second=elementwise)
+@binary("Pow", 7, 12, 13, 15, old=(1,), second=elementwise, constants=(1,))
 def pow(x, y):
     if not x.is_floating_point():  # torch refuses negative powers of integers; ONNX keeps the type of the base
         return torch.pow(x.double(), y).to(x.dtype)

@@ -110,7 +110,7 @@ def qlinear_global_average_pool(x, x_scale, x_zero_point, y_scale, y_zero_point,
     return _quantize(y.movedim(1, -1) if channels_last else y, y_scale, y_zero_point)
 
 
-@microsoft_op("QLinearConv", 1, weights=(3,))
+@microsoft_op("QLinearConv", 1, weights=(3,), constants=(1, 4, 6))
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
     channels_last=0, dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
@@ -126,21 +126,21 @@ def qlinear_conv(
 # ---- products
 
 
-@microsoft_op("MatMulIntegerToFloat", 1, weights=(0, 1))
+@microsoft_op("MatMulIntegerToFloat", 1, weights=(0, 1), constants=(2, 3))
 def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_point=None, bias=None):
     """(a - a_zero_point) (b - b_zero_point) a_scale b_scale + bias; those of b are one number or one per column."""
     y = plain(_matmul_integer(a, b, a_zero_point, b_zero_point)).to(a_scale.dtype) * (a_scale * b_scale)
     return y if bias is None else y + bias
 
 
-@microsoft_op("DynamicQuantizeMatMul", 1, weights=(0, 1))
+@microsoft_op("DynamicQuantizeMatMul", 1, weights=(0, 1), constants=(2,))
 def dynamic_quantize_matmul(a, b, b_scale, b_zero_point=None, bias=None):
     """The same for an ``a`` that is quantised here by its extremes."""
     a, a_scale, a_zero_point = _dynamic_quantize(a)
     return matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias)
 
 
-@microsoft_op("QGemm", 1, weights=(0, 3))
+@microsoft_op("QGemm", 1, weights=(0, 3), constants=(1, 4, 7))
 def qgemm(
     a, a_scale, a_zero_point, b, b_scale, b_zero_point, c=None, y_scale=None, y_zero_point=None, *, alpha=1.0,
     transA=0, transB=0,
@@ -152,7 +152,7 @@ def qgemm(
     return y if y_scale is None else _quantize(y, y_scale, y_zero_point)
 
 
-@microsoft_op("QAttention", 1, weights=(1,))
+@microsoft_op("QAttention", 1, weights=(1,), constants=(3, 4))
 def qattention(
     input, weight, bias, input_scale, weight_scale, mask_index=None, input_zero_point=None, weight_zero_point=None,
     past=None, *, do_rotary=0, mask_filter_value=-10000.0, num_heads, past_present_share_buffer=0, scale=None,

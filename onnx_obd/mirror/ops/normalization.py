@@ -115,7 +115,7 @@ def _batch_second(call: Call, h):
     return _shaped(call, (h_x, h_scale, h_bias, *(value * momentum**2 for value in h_running[:2])))
 
 
-@op("BatchNormalization", 14, 15, second=_batch_second)
+@op("BatchNormalization", 14, 15, second=_batch_second, constants=(3, 4))
 def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0,
                         outputs: OutputCount = 1):  # fmt: skip
     if training_mode:
@@ -123,7 +123,7 @@ def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9
     return _batch_given(x, scale, bias, mean, var, epsilon)
 
 
-@op("BatchNormalization", 1, 6, 7, 9, second=_batch_second)
+@op("BatchNormalization", 1, 6, 7, 9, second=_batch_second, constants=(3, 4))
 def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0, momentum=0.9,
                           spatial=1, outputs: OutputCount = 1):  # fmt: skip
     """In the old versions the number of outputs says whether it trains."""

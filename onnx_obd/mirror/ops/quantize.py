@@ -191,7 +191,10 @@ def _prepare_qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, 
     return a_centred, a_scale, None, b_centred, b_scale, None, y_scale, y_zero_point
 
 
-@op("QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)), weights=(0, 3))
+@op(
+    "QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)), weights=(0, 3),
+    constants=(1, 4, 6),
+)  # fmt: skip
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
     a, a_scale, _, b, b_scale, _, y_scale, y_zero_point = _prepare_qlinear_matmul(
         a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point
@@ -209,7 +212,7 @@ def _prepare_qlinear_conv(
     return x_centred, x_scale, None, w_centred, _along(w_scale, x.dim(), 1), None, y_scale, y_zero_point, b
 
 
-@op("QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)), weights=(3,))
+@op("QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)), weights=(3,), constants=(1, 4, 6))
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
     dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
