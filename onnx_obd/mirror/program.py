@@ -208,14 +208,15 @@ class Program:
 
 def _read_host_once(step: Step, env: Env, known: set[int] | frozenset[int], host: dict[int, tuple[int, Any]]) -> Step:
     """The step taking its host inputs, where they are known, as tuples from slots of their own behind ``env``."""
-    ready = {p for p in step.host if p < len(step.inputs) and step.inputs[p] in known}
+    given = [p for p in step.host if p < len(step.inputs)]
+    ready = {p for p in given if step.inputs[p] in known}
     inputs = list(step.inputs)
     for position in ready:
         if slot := inputs[position]:
             if slot not in host:
                 host[slot] = (len(env) + len(host), to_host(env[slot]))
             inputs[position] = host[slot][0]
-    return replace(step, inputs=tuple(inputs), host=tuple(p for p in step.host if p not in ready))
+    return replace(step, inputs=tuple(inputs), host=tuple(p for p in given if p not in ready))
 
 
 def _run(step: Step, env: Env, host: Mapping[int, tuple[int, Any]] = MappingProxyType({})) -> tuple:

@@ -58,8 +58,9 @@ def range_(start, limit, delta, *, stash_type: DType = torch.float32):
 @op("OneHot", 9, 11, 28, second=movement)
 def one_hot(indices, depth: Ints, values, *, axis=-1):
     """``values``: off and on. Negative indices count from ``depth``; what lies outside is off everywhere."""
-    depth = int(depth[0])
-    indices = indices.long().unsqueeze(axis)
-    classes = torch.arange(depth, device=indices.device)
-    classes = classes.reshape(-1, *[1] * (indices.dim() - 1 - axis % indices.dim()))
-    return torch.where((indices == classes) | (indices + depth == classes), values[1], values[0])
+    axis %= indices.dim() + 1
+    depth, index = int(depth[0]), indices.long().unsqueeze(axis)
+    off, on = values
+    inside = (-depth <= index) & (index < depth)
+    shape = (*indices.shape[:axis], depth, *indices.shape[axis:])
+    return off.expand(shape).scatter(axis, (index % depth), torch.where(inside, on, off))

@@ -57,6 +57,8 @@ def _from_start(index: torch.Tensor, length: int) -> torch.Tensor:
 
 @movement_op("Gather", 1, 11, 13, weights=(0,))
 def gather(x, indices, *, axis=0):
+    if indices.dim() == 0 and indices.device.type == "cpu":  # elsewhere reading the number would stall the device
+        return x.select(axis, int(indices))
     axis %= x.dim()
     index = _from_start(indices, x.shape[axis])
     return x.index_select(axis, index.reshape(-1)).reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])

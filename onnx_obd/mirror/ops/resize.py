@@ -1,8 +1,8 @@
 """Interpolation: Resize and Upsample.
 
 Resampling is separable: along each axis every output is a weighted sum of inputs, y = (M1 x M2 x ...) x. The
-matrices are built once on the host, in the float32 arithmetic of onnxruntime, and kept; where torch has a kernel for
-the same weights it is used. The second derivative passes through the squared matrices, transposed.
+matrices are built once on the host, in the float32 arithmetic of onnxruntime, and kept; where torch has a faster
+kernel for the same weights it is used. The second derivative passes through the squared matrices, transposed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from torch import Tensor
 
 from onnx_obd.mirror.registry import Floats, Ints, op
 from onnx_obd.mirror.second import Call
+
+_SHORT = 100
+"""Axes up to about this length are resampled faster by a matrix product than by torch's kernels for interpolation.
+Those are left to float32: in float64 they would not round coordinates as onnxruntime does."""
 
 
 class _Axis(NamedTuple):
@@ -68,7 +72,7 @@ class _Resampling:
         return y
 
     def _interpolate(self, x: Tensor) -> Tensor:
-        if self._torch_has_it(x.dim()):
+        if x.dtype == torch.float32 and any(axis.length > _SHORT for axis in self.axes) and self._torch_has_it(x.dim()):
             corners = self.filter.transformation == "align_corners"
             size = list(x.shape[2:])
             for axis in self.axes:

@@ -1,6 +1,9 @@
 import numpy as np
+import onnx
 import pytest
+import torch
 
+from onnx_obd.mirror.mirror import Mirror
 from tests.mirror.harness import case, check, rand
 
 _X = rand(2, 3, 4)
@@ -52,3 +55,14 @@ def test_wrap_further_than_the_axis_is_long():
     x = rand(1, 2, 3)
     padded = np.pad(x, ((0, 0), (0, 0), (7, 4)), mode="wrap")
     check(case("Pad", 19, x, ints(0, 0, 7, 0, 0, 4), mode="wrap", expected=(padded,)))
+
+
+def test_what_follows_from_the_padded_shape_is_folded():
+    """An optional host input that is absent leaves the shape of the output known."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 18]>
+        g (float[2, n] x) => (float[k, m] z) <int64[4] pads = {0, 1, 0, 2}, int64[1] two = {2}>
+        { y = Pad (x, pads) shape = Shape <start = 1> (y) target = Concat <axis = 0> (shape, two)
+          z = Reshape (y, target) }""")
+    plan = Mirror(model).plan([torch.zeros(2, 3)])
+    assert [step.operator.name for step in plan.steps] == ["Pad", "Reshape"]
