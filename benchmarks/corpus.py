@@ -117,7 +117,8 @@ def _imagenette(data: Path):
         return np.asarray(image.crop((left, top, left + 244, top + 244)))
 
     parts = {part: [row for row in rows if row[0].startswith(part)] for part in ("calib", "test")}
-    chosen = [part[:: max(1, len(part) // limit)][:limit] for part, limit in zip(parts.values(), (256, 500), strict=True)]
+    limits = {"calib": 256, "test": 500}
+    chosen = [part[:: max(1, len(part) // limits[name])][: limits[name]] for name, part in parts.items()]
     prepare = _chw((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     calibration, test = (prepare(np.stack([read(name) for name, _ in part])) for part in chosen)
     return calibration, test, np.array([label for _, label in chosen[1]])
