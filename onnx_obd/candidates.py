@@ -54,7 +54,7 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
                 curvature = estimate_curvature(
                     options.curvature,
                     run.scoring,
-                    run.singles,
+                    run.probed,
                     run.prunable,
                     num_probes=options.num_probes,
                     seed=options.seed + number,

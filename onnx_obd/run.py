@@ -14,6 +14,7 @@ from onnx_obd.calibration.objective import Objective, choose_objective
 from onnx_obd.calibration.quality import head_values
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.curvature import find_estimator
+from onnx_obd.curvature.per_sample import probed_samples
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import Model
 from onnx_obd.mirror.mirror import Mirror
@@ -41,7 +42,7 @@ class Run:
     objective: Objective
     scoring: Calibration
     held_back: Calibration
-    singles: Calibration
+    probed: Calibration
     weights: list[WeightSummary]
     options: Options
     progress: Progress
@@ -98,7 +99,7 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         objective=objective,
         scoring=scoring,
         held_back=Calibration(mirror, objective, held_back_samples, batch_size),
-        singles=scoring.singles(options.probe_samples),
+        probed=probed_samples(scoring, options.probe_samples, [weight.name for weight in weights if weight.prunable]),
         weights=weights,
         options=options,
         progress=progress,

@@ -17,7 +17,7 @@ from onnx_obd.records import Curvature
 @estimator("lecun_scaled")
 def lecun_scaled(
     calibration: Calibration,
-    singles: Calibration,
+    probed: Calibration,
     names: Sequence[str],
     *,
     num_probes: int,
@@ -26,12 +26,12 @@ def lecun_scaled(
 ) -> Curvature:
     """LeCun's recursion, each tensor multiplied so that its summed saliency is that of a few Gauss-Newton probes.
 
-    scale = sum(h_ggn · w²) / sum(h_lecun · w²) per tensor, with h_ggn from the few samples of ``singles``. The
+    scale = sum(h_ggn · w²) / sum(h_lecun · w²) per tensor, with h_ggn from the samples of ``probed``. The
     recursion knows the pattern within a tensor from all samples at the price of one pass; the probes know the cross
     terms it drops, but singly are noisy. A tensor the recursion does not reach takes the probes' own diagonal.
     """
-    pattern = lecun(calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress)
-    probes = ggn_probes(calibration, singles, names, num_probes=num_probes, generator=generator, progress=None)
+    pattern = lecun(calibration, probed, names, num_probes=num_probes, generator=generator, progress=progress)
+    probes = ggn_probes(calibration, probed, names, num_probes=num_probes, generator=generator, progress=None)
     diag, scale = {}, {}
     for name, h in pattern.diag.items():
         squares = calibration.mirror.weights[name].detach().square()

@@ -18,7 +18,7 @@ class Estimator(Protocol):
     def __call__(
         self,
         calibration: Calibration,
-        singles: Calibration,
+        probed: Calibration,
         names: Sequence[str],
         *,
         num_probes: int,
@@ -52,7 +52,7 @@ def find_estimator(name: str) -> Estimator:
 def estimate_curvature(
     name: str,
     calibration: Calibration,
-    singles: Calibration,
+    probed: Calibration,
     names: Sequence[str],
     *,
     num_probes: int = 1,
@@ -64,7 +64,7 @@ def estimate_curvature(
     Args:
         name: one of ``ESTIMATORS``.
         calibration: the scoring samples in batches.
-        singles: some of them one by one, for what must be squared sample by sample.
+        probed: those of them that get probes; gradients are squared sample by sample.
         names: the weights.
         num_probes: random vectors per sample.
         seed: of the random vectors.
@@ -75,7 +75,7 @@ def estimate_curvature(
     """
     generator = torch.Generator().manual_seed(seed)
     found = find_estimator(name)(
-        calibration, singles, names, num_probes=num_probes, generator=generator, progress=progress
+        calibration, probed, names, num_probes=num_probes, generator=generator, progress=progress
     )
     for weight, diag in found.diag.items():
         if not torch.isfinite(diag).all():

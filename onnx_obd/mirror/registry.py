@@ -62,6 +62,9 @@ class Operator:
     ``constants``: the positions of the operands that are not learned although they are floats: statistics, quantisation
     scales, exponents. Training leaves them alone.
     ``recodes``: the output is the first input, element for element, in another number format (quantised, dequantised).
+    ``sample_squares``: a rule (call, gradients of the outputs, number of samples) that returns, for the wanted input,
+    the sum over the samples of its squared gradient where that is to be had without the gradient of each sample, else
+    None. See ``curvature/per_sample.py``.
     ``distribution``: for an operator that turns its first input into probabilities, "bernoulli" or the function that
     views that input as rows of logits, called with the node's attributes.
     ``axes``: how the axes of the outputs correspond to those of the inputs, and ``spelled``: which parameters spell
@@ -78,6 +81,7 @@ class Operator:
     data_dependent_shape: bool = False
     random: bool = False
     weights: tuple[int, ...] = ()
+    sample_squares: Callable | None = None
     constants: tuple[int, ...] = ()
     recodes: bool = False
     distribution: Callable[..., Any] | str | None = None

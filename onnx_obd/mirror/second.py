@@ -6,7 +6,7 @@ For y = f(x) and an objective E, LeCun's recursion keeps the diagonal of the Hes
 
 with h = d2E/dx_i^2 and g = dE/dy_j. The Levenberg-Marquardt form drops the second term and cannot turn negative.
 (Le Cun, Denker, Solla 1989, eqs. 7 to 10.) A rule gets the call and the h of its outputs, and returns the h of the
-inputs that are wanted, None for the others.
+inputs that are wanted, None for the others. It gives the first term; the second, ``bend``, is the same for all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Call:
 
     ``function`` has the attributes bound; ``inputs`` are its arguments (host inputs as tuples), ``wanted`` says
     which of them need an h. ``outputs`` are the results. ``generator`` draws the probes of estimated rules, and
-    ``estimated`` receives the nodes inside that had to be estimated.
+    ``estimated`` receives the nodes inside that had to be estimated. ``_graph`` is what ``differentiate`` returned for
+    these inputs, if they have been differentiated already.
     """
 
     node: str
@@ -40,7 +41,6 @@ class Call:
     wanted: tuple[bool, ...]
     generator: torch.Generator | None = None
     estimated: set[str] | None = None
-    gradients: tuple[Tensor | None, ...] | None = None
     _graph: tuple | None = field(default=None, repr=False)
 
     def differentiate(self, inputs: Sequence[Any] | None = None) -> tuple[list, tuple]:
@@ -60,11 +60,15 @@ class Call:
             result = self.function(*values)
         return leaves, result if isinstance(result, tuple) else (result,)
 
+    def graph(self) -> tuple[list, tuple]:
+        """``differentiate`` at the call's own inputs, once."""
+        self._graph = self._graph or self.differentiate()
+        return self._graph
+
     def vjp(self, cotangents: Sequence[Tensor | None], inputs: Sequence[Any] | None = None) -> list[Tensor | None]:
         """Jacobian-transposed products for the wanted inputs: sum_j (dy_j/dx_i) c[j]. A sequence's is a list."""
         if inputs is None:
-            self._graph = self._graph or self.differentiate()
-            leaves, results = self._graph
+            leaves, results = self.graph()
         else:
             leaves, results = self.differentiate(inputs)
         pairs = [
@@ -122,27 +126,18 @@ def multilinear(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
 
 
 def elementwise(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Outputs that depend, element by element, on the broadcast inputs: h_in = f'^2 h_out (+ f'' g_out)."""
-    (h_out,), output = h[:1], call.outputs[0]
-    pairs = zip(call.inputs, call.wanted, strict=False)
-    broadcast = {id(value): value.expand(output.shape) for value, wanted in pairs if wanted}
-    values = [broadcast.get(id(value), value) for value in call.inputs]
-    leaves, results = call.differentiate(values)
+    """Outputs that depend, element by element, on the broadcast inputs: h_in = f'^2 h_out."""
+    h_out, output = h[0], call.outputs[0]
+    pairs = list(zip(call.inputs, call.wanted, strict=False))
+    if all(value.shape == output.shape for value, wanted in pairs if wanted):
+        leaves, results = call.graph()
+    else:
+        values = [value.expand(output.shape) if wanted else value for value, wanted in pairs]
+        leaves, results = call.differentiate(values)
     targets = [leaf for leaf in leaves if leaf is not None]
-    full = call.gradients is not None and call.gradients[0] is not None
     ones = torch.ones_like(results[0])
-    slopes = torch.autograd.grad(results[0], targets, ones, create_graph=full, allow_unused=True)
-    found = []
-    for leaf, slope in zip(targets, slopes, strict=True):
-        if slope is None:
-            found.append(None)
-            continue
-        h_in = slope.detach().square() * h_out
-        if full and slope.requires_grad:
-            bend = torch.autograd.grad(slope, leaf, torch.ones_like(slope), retain_graph=True, allow_unused=True)[0]
-            h_in = h_in if bend is None else h_in + bend * call.gradients[0]
-        found.append(h_in)
-    pending = iter(found)
+    slopes = torch.autograd.grad(results[0], targets, ones, retain_graph=True, allow_unused=True)
+    pending = iter([None if slope is None else slope.square().mul_(h_out) for slope in slopes])
     return [
         None if leaf is None else _reduce(next(pending), value.shape)
         for leaf, value in zip(leaves, call.inputs, strict=False)
@@ -212,6 +207,33 @@ def probes(call: Call, h: Sequence[Tensor | None], num_probes: int = 8) -> Seque
                     term = gradient.square() * (sign / num_probes)
                     total[position] = term if total[position] is None else total[position] + term
     return total
+
+
+def bend(call: Call, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The second term of the full form: sum_j d2y_j/dx_i^2 g[j] for the wanted inputs, by double back-propagation.
+
+    With phi(x) = <f(x), g>, it is v * (d2phi/dx2 v) for random signs v: exact where the Hessian of phi in one input is
+    diagonal (every elementwise and multilinear operator), else unbiased from one draw. The inputs of a sequence keep
+    the first term alone.
+    """
+    leaves, results = call.differentiate()
+    pairs = [
+        (result, g)
+        for result, g in _paired(results, gradients)
+        if g is not None and is_float(result) and result.requires_grad
+    ]
+    found: list[Tensor | None] = [None] * len(leaves)
+    targets = [(position, leaf) for position, leaf in enumerate(leaves) if is_float(leaf)]
+    if not pairs or not targets:
+        return found
+    outputs, vectors = [r for r, _ in pairs], [g for _, g in pairs]
+    slopes = torch.autograd.grad(outputs, [leaf for _, leaf in targets], vectors, create_graph=True, allow_unused=True)
+    for (position, leaf), slope in zip(targets, slopes, strict=True):
+        if slope is not None and slope.requires_grad:
+            v = _signs(leaf, call.generator)
+            (product,) = torch.autograd.grad(slope, leaf, v, retain_graph=True, allow_unused=True)
+            found[position] = None if product is None else v * product
+    return found
 
 
 def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from onnx_obd.mirror.composite import composite, part
-from onnx_obd.mirror.ops.sliding import bilinear, geometry, positions, split_pads, torch_pads
+from onnx_obd.mirror.ops.sliding import bilinear, geometry, positions, split_pads, torch_pads, windows
 from onnx_obd.mirror.registry import Ints, OutputCount, op
 from onnx_obd.mirror.second import Call, movement
 
@@ -41,7 +41,30 @@ def _conv_geometry(x, w, attributes):
     return geometry(x.shape[2:], w.shape[2:], attributes.get("auto_pad", "NOTSET"), *map(attributes.get, keys))
 
 
-@op("Conv", 1, 11, 22, second=_conv_second, weights=(1,))
+FEW_POSITIONS = 64
+"""Output positions up to which the windows of an image, laid out, cost less than one group per sample (measured)."""
+
+
+def _conv_sample_squares(call: Call, gradients, count: int):
+    """The gradient of a sample is a product of its windows and its output gradients."""
+    (x, w), (g,), attributes = call.inputs[:2], gradients, call.attributes
+    if len(g) != count:
+        return None
+    if call.wanted.index(True) == 2:
+        return None, None, g.flatten(2).sum(2).square().sum(0)
+    group, places = attributes.get("group", 1), math.prod(g.shape[2:])
+    if places > FEW_POSITIONS:
+        return None
+    begin, end, strides, dilations = _conv_geometry(x, w, attributes)
+    x = x.unflatten(1, (group, -1)).flatten(0, 1)
+    seen = windows(F.pad(x, torch_pads(begin, end)), w.shape[2:], strides, dilations)
+    rank = len(begin)
+    seen = seen.movedim(1, 1 + rank).reshape(count, group, places, -1)
+    found = (g.reshape(count, group, -1, places) @ seen).square_().sum(0)
+    return None, found.reshape(w.shape)
+
+
+@op("Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,))
 def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
     begin, end, strides, dilations = geometry(x.shape[2:], w.shape[2:], auto_pad, pads, strides, dilations)
     none = (0,) * len(begin)

@@ -29,7 +29,17 @@ def _matmul_second(call: Call, h):
     return h_a, h_b
 
 
-@op("MatMul", 1, 9, 13, second=_matmul_second, weights=(0, 1))
+def _matmul_sample_squares(call: Call, gradients, count: int):
+    """With one row (or column) per sample, one product of squares: the square of a product of two numbers."""
+    (g,), position = gradients, call.wanted.index(True)
+    w = call.inputs[position]
+    features = w.shape[-1] if position else w.shape[0]
+    if call.inputs[1 - position].dim() < 2 or w.dim() != 2 or g.numel() != count * features:
+        return None
+    return _matmul_second(call, [g.square()])
+
+
+@op("MatMul", 1, 9, 13, second=_matmul_second, sample_squares=_matmul_sample_squares, weights=(0, 1))
 def matmul(a, b):
     if wide := _WIDER.get(a.dtype):
         return (a.to(wide) @ b.to(wide)).to(a.dtype)
@@ -54,7 +64,16 @@ def _gemm_second(call: Call, h):
     return found
 
 
-@op("Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, weights=(0, 1))
+def _gemm_sample_squares(call: Call, gradients, count: int):
+    """As for MatMul; of c too where each sample meets an element of it once."""
+    (g,), position = gradients, call.wanted.index(True)
+    features = g.shape[0 if position == 0 else 1]
+    if g.numel() != count * features or (position == 2 and call.inputs[2].numel() != features):
+        return None
+    return _gemm_second(call, [g.square()])
+
+
+@op("Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, sample_squares=_gemm_sample_squares, weights=(0, 1))
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
     b = b.mT if transB else b
