@@ -66,16 +66,22 @@ def _walk(path: Path, scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[t
 
 def find_weights(proto: onnx.ModelProto) -> dict[str, Weight]:
     """All weights of the model by name, in graph order."""
-    weights: dict[str, Weight] = {}
+    return {name: weight for name, weight in find_stored(proto).items() if weight.elem_type in FLOAT_TYPES}
+
+
+def find_stored(proto: onnx.ModelProto) -> dict[str, Weight]:
+    """The weights, and the tensors of other element types that stand where weights stand, by name, in graph order.
+
+    An integer tensor among them may be a quantised weight; that depends on who reads it.
+    """
+    found: dict[str, Weight] = {}
     for scope_path, scope in scopes(proto):
         for path, name, shape, elem_type in _tensors(scope_path, scope):
-            if elem_type not in FLOAT_TYPES:
-                continue
-            unique = name if name not in weights else f"{_describe(proto, scope_path)}/{name}"
-            while unique in weights:
+            unique = name if name not in found else f"{_describe(proto, scope_path)}/{name}"
+            while unique in found:
                 unique += "'"
-            weights[unique] = Weight(unique, path, shape, elem_type)
-    return weights
+            found[unique] = Weight(unique, path, shape, elem_type)
+    return found
 
 
 def _tensors(scope_path: Path, scope) -> Iterator[tuple[Path, str, tuple[int, ...], int]]:
@@ -188,10 +194,12 @@ def write_weights(proto: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> N
     A TensorProto keeps its name and the field (``raw_data``, ``float_data``, ...) that held it. A sparse
     tensor is rewritten with its own index form.
 
+    Quantised weights are written as the integers they are stored as.
+
     Raises:
         ModelError: a name the model does not have, or an array of another shape.
     """
-    weights = find_weights(proto)
+    weights = find_stored(proto)
     for name, array in arrays.items():
         if name not in weights:
             raise ModelError(f"the model has no weight '{name}'")
@@ -216,7 +224,7 @@ def _store(target, array: np.ndarray) -> None:
     new = numpy_helper.from_array(array)
     if not target.HasField("raw_data"):
         new = onnx.helper.make_tensor("", target.data_type, array.shape, array.reshape(-1))
-    for field in ("raw_data", "float_data", "double_data", "int32_data"):
+    for field in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data"):
         target.ClearField(field)
         if field == "raw_data" and new.HasField(field):
             target.raw_data = new.raw_data

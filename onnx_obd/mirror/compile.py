@@ -18,8 +18,9 @@ from onnx import AttributeProto
 
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import graph_inputs
-from onnx_obd.graph.weights import Path, Weight, find_weights, read_tensor
+from onnx_obd.graph.weights import FLOAT_TYPES, Path, Weight, find_stored, holder, read_tensor
 from onnx_obd.mirror.boundary import boundary
+from onnx_obd.mirror.integer_weights import IntegerWeight, find_integer_weights
 from onnx_obd.mirror.program import CallWithBodies, Program, Step
 from onnx_obd.mirror.registry import Operator, lookup
 from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, from_tensor_proto, to_torch
@@ -42,6 +43,7 @@ class Compiled:
     weights: dict[str, Weight]
     boundaries: list[str] = field(default_factory=list)  # nodes run by onnxruntime
     stored: dict[int, Path] = field(default_factory=dict)  # slot of a parameter or constant -> where it is stored
+    integers: dict[str, IntegerWeight] = field(default_factory=dict)  # the weights that are stored as integers
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class _Scope:
 class _Compiler:
     def __init__(self, proto: onnx.ModelProto, precision: Precision):
         self.proto, self.precision = proto, precision
-        self.weights = find_weights(proto)
+        self.weights = find_stored(proto)
         self.weight_at = {weight.path: name for name, weight in self.weights.items()}
         self.functions = {(f.domain, f.name, getattr(f, "overload", "")): i for i, f in enumerate(proto.functions)}
         self.root = _Builder()
@@ -134,6 +136,8 @@ class _Compiler:
         self.constants: dict[int, Any] = {}
         self.boundaries: list[str] = []
         self.stored: dict[int, Path] = {}
+        self.constant_at: dict[Path, int] = {}
+        self.integers: dict[str, IntegerWeight] = {}
 
     def compile(self) -> Compiled:
         graph = self.proto.graph
@@ -142,11 +146,33 @@ class _Compiler:
         inputs = [self._declare(scope, name) for name in names]
         self._graph(scope, graph)
         outputs = tuple(self._read(scope, value.name, "graph output") for value in graph.output)
+        self._integer_weights(outputs)
         template = [None] * self.root.size
         program = Program(tuple(inputs), outputs, tuple(self.root.steps), template)
+        weights = {name: self.weights[name] for name in self.parameters}
         return Compiled(
-            program, names, self.parameters, self.constants, scope.names, self.weights, self.boundaries, self.stored
-        )
+            program, names, self.parameters, self.constants, scope.names, weights, self.boundaries, self.stored,
+            self.integers,
+        )  # fmt: skip
+
+    def _integer_weights(self, outputs: tuple[int, ...]) -> None:
+        """Put parameters in the place of the constants that are weights stored as integers."""
+        parameters = {
+            slot: lambda name=name: to_torch(self.weights[name].read(self.proto))
+            for name, slot in self.parameters.items()
+        }
+        stored = {
+            slot: self.weights[self.weight_at[path]] for slot, path in self.stored.items() if slot in self.constants
+        }
+        steps = []
+        for integers in find_integer_weights(self.root.steps, outputs, self.constants, parameters, stored):
+            scale, zero_point = self.root.slot(), self.root.slot()
+            self.constants |= {scale: integers.scale, zero_point: integers.zero_point}
+            del self.constants[integers.slot]
+            parameter = self._parameter_slot(integers.weight.name)
+            steps.append(integers.step(parameter, scale, zero_point))
+            self.integers[integers.weight.name] = integers
+        self.root.steps[:0] = steps
 
     # ---- names
 
@@ -178,19 +204,22 @@ class _Compiler:
         self._nodes(scope, graph.node)
 
     def _stored(self, scope: _Scope, path: Path, tensor: Any) -> int:
-        """The slot of an initializer: a parameter if it is a weight, otherwise a constant."""
-        weight = self.weight_at.get(path)
-        if weight is not None:
-            return self._parameter(scope, weight)
-        slot = self.root.slot()
-        self.constants[slot], self.stored[slot] = to_torch(read_tensor(tensor)), path
-        return scope.builder.from_root(slot)
+        """The slot of a stored tensor: a parameter if it is a weight of floats, otherwise a constant."""
+        name = self.weight_at.get(path)
+        if name is not None and self.weights[name].elem_type in FLOAT_TYPES:
+            return scope.builder.from_root(self._parameter_slot(name))
+        if name is None or path not in self.constant_at:
+            slot = self.constant_at[path] = self.root.slot()
+            self.constants[slot] = to_torch(read_tensor(tensor))
+            if name is not None:
+                self.stored[slot] = path
+        return scope.builder.from_root(self.constant_at[path])
 
-    def _parameter(self, scope: _Scope, weight: str) -> int:
+    def _parameter_slot(self, weight: str) -> int:
         if weight not in self.parameters:
             self.parameters[weight] = self.root.slot()
             self.stored[self.parameters[weight]] = self.weights[weight].path
-        return scope.builder.from_root(self.parameters[weight])
+        return self.parameters[weight]
 
     def _nodes(self, scope: _Scope, nodes: Any) -> None:
         for index, node in enumerate(nodes):
@@ -198,9 +227,10 @@ class _Compiler:
 
     def _node(self, scope: _Scope, node: onnx.NodeProto, index: int) -> None:
         label = scope.label + (f"{node.op_type} '{node.name}'" if node.name else f"{node.op_type} #{index}")
-        weight = self._weight_in(scope, node, index)
-        if weight is not None:
-            scope.names[node.output[0]] = self._parameter(scope, weight)
+        stored = self._stored_in(scope, node, index)
+        if stored is not None:
+            scope.names[node.output[0]] = self._stored(scope, stored, holder(self.proto, stored))
+            scope.elem_types[node.output[0]] = self.weights[self.weight_at[stored]].elem_type
             return
         function = self.functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
         if function is not None:
@@ -218,12 +248,12 @@ class _Compiler:
             return
         self._boundary(scope, node, label)
 
-    def _weight_in(self, scope: _Scope, node: onnx.NodeProto, index: int) -> str | None:
-        """The weight stored in a node's own attribute (a Constant)."""
+    def _stored_in(self, scope: _Scope, node: onnx.NodeProto, index: int) -> Path | None:
+        """Where the tensor stored in a node's own attribute (a Constant) is."""
         if scope.path is None or node.input:
             return None
         paths = ((*scope.path, "node", index, attribute.name) for attribute in node.attribute)
-        return next((self.weight_at[path] for path in paths if path in self.weight_at), None)
+        return next((path for path in paths if path in self.weight_at), None)
 
     # ---- nodes
 

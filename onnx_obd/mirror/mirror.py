@@ -46,7 +46,7 @@ class Mirror(nn.Module):
         self._compile()
         # ONNX names may hold dots, which register_parameter refuses for the sake of attribute access alone.
         for name in self._compiled.parameters:
-            self._parameters[name] = nn.Parameter(to_torch(self._compiled.weights[name].read(self.proto)))
+            self._parameters[name] = nn.Parameter(self._read(name))
         self._bind()
         self.eval()
 
@@ -71,12 +71,19 @@ class Mirror(nn.Module):
         return tuple(self._compiled.boundaries)
 
     def state(self) -> dict[str, Any]:
-        """The weights as numpy arrays in their ONNX element types."""
-        weights = self._compiled.weights
-        return {
-            name: to_numpy(parameter).astype(onnx.helper.tensor_dtype_to_np_dtype(weights[name].elem_type), copy=False)
-            for name, parameter in self._parameters.items()
-        }
+        """The weights as numpy arrays as the file stores them; those stored as integers as integers."""
+        return {name: self._stored_form(name, parameter) for name, parameter in self._parameters.items()}
+
+    def _read(self, name: str) -> torch.Tensor:
+        stored = self._compiled.weights[name].read(self.proto)
+        integers = self._compiled.integers.get(name)
+        return to_torch(stored) if integers is None else integers.decode(stored)
+
+    def _stored_form(self, name: str, parameter: torch.Tensor) -> Any:
+        weight, integers = self._compiled.weights[name], self._compiled.integers.get(name)
+        if integers is not None:
+            return integers.encode(parameter, weight.read(self.proto))
+        return to_numpy(parameter).astype(onnx.helper.tensor_dtype_to_np_dtype(weight.elem_type), copy=False)
 
     # ---- running
 

@@ -48,6 +48,22 @@ Body = Annotated[Callable[..., tuple], "body"]
 
 
 @dataclass(frozen=True)
+class Stored:
+    """An operand that may hold weights as integers q, which stand for (q - zero_point) scale.
+
+    ``reads`` are the positions of the inputs that say how; ``grid(q, *those, **attributes)`` returns the scale and the
+    zero point, to broadcast against q. Where several q stand in one stored number, ``unpack(stored, **attributes)``
+    gives q, and ``pack(q, stored, **attributes)`` the tensor to store in the place of ``stored``.
+    """
+
+    operand: int
+    reads: tuple[int, ...]
+    grid: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    unpack: Callable[..., torch.Tensor] | None = None
+    pack: Callable[..., torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Operator:
     """What the program knows of one operator.
 
@@ -61,6 +77,7 @@ class Operator:
     as against biases, statistics and constants.
     ``constants``: the positions of the operands that are not learned although they are floats: statistics, quantisation
     scales, exponents. Training leaves them alone.
+    ``stored``: the operands that may be weights stored as integers (see ``integer_weights.py``).
     ``recodes``: the output is the first input, element for element, in another number format (quantised, dequantised).
     ``sample_squares``: a rule (call, gradients of the outputs, number of samples) that returns, for the wanted input,
     the sum over the samples of its squared gradient where that is to be had without the gradient of each sample, else
@@ -84,6 +101,7 @@ class Operator:
     sample_squares: Callable | None = None
     constants: tuple[int, ...] = ()
     recodes: bool = False
+    stored: tuple[Stored, ...] = ()
     distribution: Callable[..., Any] | str | None = None
     axes: Callable[..., str] | str | None = None
     spelled: Callable[..., Any] | None = None

@@ -12,7 +12,8 @@ from torch import Tensor
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops import activations, microsoft_attention, pooling, softmax
 from onnx_obd.mirror.ops import quantize as onnx_quantize
-from onnx_obd.mirror.registry import OutputCount, family
+from onnx_obd.mirror.ops.quantize import on_grid
+from onnx_obd.mirror.registry import OutputCount, Stored, family
 from onnx_obd.mirror.values import Quantised, plain
 
 microsoft_op = family(domain="com.microsoft", second=composite)
@@ -32,12 +33,16 @@ def _zero_point(given: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.element_dtype if isinstance(like, Quantised) else like.dtype, device=like.device)
 
 
-@microsoft_op("QuantizeLinear", 1, recodes=True)
+@microsoft_op("QuantizeLinear", 1, recodes=True, constants=(1,))
 def quantize_linear(x, y_scale, y_zero_point=None, *, axis=None):
     return _quantize(x, y_scale, y_zero_point, axis=1 if axis is None else axis)
 
 
-@microsoft_op("DequantizeLinear", 1, recodes=True)
+def _dequantize_grid(q, scale, zero_point=None, *, axis=None):
+    return onnx_quantize.dequantize_grid(q, scale, zero_point, axis=1 if axis is None else axis)
+
+
+@microsoft_op("DequantizeLinear", 1, recodes=True, stored=(Stored(0, (1, 2), _dequantize_grid),), constants=(1,))
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=None):
     return _dequantize(x, x_scale, x_zero_point, axis=1 if axis is None else axis)
 
@@ -45,36 +50,36 @@ def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=None):
 # ---- element by element
 
 
-@microsoft_op("QLinearAdd", 1)
+@microsoft_op("QLinearAdd", 1, stored=(on_grid(0, 1, 2), on_grid(3, 4, 5)), constants=(1, 4, 6))
 def qlinear_add(a, a_scale, a_zero_point, b, b_scale, b_zero_point, c_scale, c_zero_point=None):
     total = _dequantize(a, a_scale, a_zero_point) + _dequantize(b, b_scale, b_zero_point)
     return _quantize(total, c_scale, _zero_point(c_zero_point, a))
 
 
-@microsoft_op("QLinearMul", 1)
+@microsoft_op("QLinearMul", 1, stored=(on_grid(0, 1, 2), on_grid(3, 4, 5)), constants=(1, 4, 6))
 def qlinear_mul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, c_scale, c_zero_point=None):
     product = _dequantize(a, a_scale, a_zero_point) * _dequantize(b, b_scale, b_zero_point)
     return _quantize(product, c_scale, _zero_point(c_zero_point, a))
 
 
-@microsoft_op("QLinearLeakyRelu", 1)
+@microsoft_op("QLinearLeakyRelu", 1, constants=(1, 3))
 def qlinear_leaky_relu(x, x_scale, x_zero_point, y_scale, y_zero_point=None, *, alpha=0.01):
     y = _leaky_relu(_dequantize(x, x_scale, x_zero_point), alpha=alpha)
     return _quantize(y, y_scale, _zero_point(y_zero_point, x))
 
 
-@microsoft_op("QLinearSigmoid", 1)
+@microsoft_op("QLinearSigmoid", 1, constants=(1, 3))
 def qlinear_sigmoid(x, x_scale, x_zero_point, y_scale, y_zero_point=None):
     return _quantize(_sigmoid(_dequantize(x, x_scale, x_zero_point)), y_scale, _zero_point(y_zero_point, x))
 
 
-@microsoft_op("QLinearSoftmax", 1)
+@microsoft_op("QLinearSoftmax", 1, constants=(1, 3))
 def qlinear_softmax(x, x_scale, x_zero_point, y_scale, y_zero_point, *, axis=-1, opset):
     function = _softmax if opset >= 13 else _softmax_1
     return _quantize(function(_dequantize(x, x_scale, x_zero_point), axis=axis), y_scale, y_zero_point)
 
 
-@microsoft_op("QLinearWhere", 1)
+@microsoft_op("QLinearWhere", 1, stored=(on_grid(1, 2, 3), on_grid(4, 5, 6)), constants=(2, 5, 7))
 def qlinear_where(condition, x, x_scale, x_zero_point, y, y_scale, y_zero_point, z_scale, z_zero_point):
     z = torch.where(condition, _dequantize(x, x_scale, x_zero_point), _dequantize(y, y_scale, y_zero_point))
     return _quantize(z, z_scale, z_zero_point)
@@ -90,7 +95,7 @@ def qlinear_concat(y_scale, y_zero_point, *inputs, axis):
 # ---- windows
 
 
-@microsoft_op("QLinearAveragePool", 1)
+@microsoft_op("QLinearAveragePool", 1, constants=(1, 3))
 def qlinear_average_pool(
     x, x_scale, x_zero_point, y_scale, y_zero_point=None, *, auto_pad="NOTSET", ceil_mode=0, channels_last=0,
     count_include_pad=0, kernel_shape, pads=None, strides=None,
@@ -103,7 +108,7 @@ def qlinear_average_pool(
     return _quantize(y.movedim(1, -1) if channels_last else y, y_scale, _zero_point(y_zero_point, x))
 
 
-@microsoft_op("QLinearGlobalAveragePool", 1)
+@microsoft_op("QLinearGlobalAveragePool", 1, constants=(1, 3))
 def qlinear_global_average_pool(x, x_scale, x_zero_point, y_scale, y_zero_point, *, channels_last=0):
     values = _dequantize(x, x_scale, x_zero_point)
     y = _global_average_pool(values.movedim(-1, 1) if channels_last else values)

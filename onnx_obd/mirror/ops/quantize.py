@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from onnx_obd.mirror.ops.cast import NARROW, convert
 from onnx_obd.mirror.ops.convolution import conv
-from onnx_obd.mirror.registry import DType, ElemType, ElemTypes, op
+from onnx_obd.mirror.registry import DType, ElemType, ElemTypes, Stored, op
 from onnx_obd.mirror.second import Call, SecondRule, elementwise, multilinear, viewed
 from onnx_obd.mirror.values import ElementType, Quantised, elem_type_of, plain
 
@@ -34,7 +34,7 @@ def _limits(element: ElementType) -> tuple[float, float]:
     return info.min, info.max
 
 
-def _round(ratio: torch.Tensor, zero_point, element: ElementType, saturate: int = 1) -> Quantised:
+def round_to(ratio: torch.Tensor, zero_point, element: ElementType, saturate: int = 1) -> Quantised:
     """saturate(round(ratio) + zero_point) as whole numbers of the element type; floating ones in their own steps."""
     low, high = _limits(element)
     if element.dtype.is_floating_point:
@@ -64,6 +64,25 @@ def _spread_parameters(x, *parameters, axis=1, block_size=0, **_):
     return x, *[_spread(parameter, x.shape, axis, block_size) for parameter in parameters]
 
 
+def on_grid(operand: int, scale: int | None, zero_point: int, axis: int = 0) -> Stored:
+    """An operand whose scale and zero point are inputs of the node: one number each, or one per index of ``axis``."""
+
+    def grid(q, *parameters, **_):
+        spread = [_spread(parameter, q.shape, axis, 0) for parameter in parameters]
+        return _grid(*spread) if scale is not None else _grid(torch.ones(()), *spread)
+
+    return Stored(operand, (zero_point,) if scale is None else (scale, zero_point), grid)
+
+
+def _grid(scale, zero_point=None):
+    return scale, torch.zeros((), dtype=torch.int32) if zero_point is None else zero_point
+
+
+def dequantize_grid(q, scale, zero_point=None, *, axis=1, block_size=0, **_):
+    """The scale and zero point of DequantizeLinear, to broadcast against q."""
+    return _grid(*_spread_parameters(q, scale, zero_point, axis=axis, block_size=block_size)[1:])
+
+
 @op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True)
 def quantize_linear(
     x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
@@ -75,10 +94,13 @@ def quantize_linear(
         element = ElementType(elem_types[2] or elem_type_of(y_zero_point), y_zero_point.dtype)
     dtype = precision or _working(y_scale)
     ratio = x.to(dtype) / scale.to(dtype)
-    return _round(ratio, 0 if zero_point is None else zero_point.to(dtype), element, saturate)
+    return round_to(ratio, 0 if zero_point is None else zero_point.to(dtype), element, saturate)
 
 
-@op("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True)
+@op(
+    "DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28,
+    second=viewed(_spread_parameters), recodes=True, stored=(Stored(0, (1, 2), dequantize_grid),),
+)  # fmt: skip
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype: DType = 0):
     x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)
     dtype = output_dtype or x_scale.dtype
@@ -117,7 +139,7 @@ def dynamic_quantize_linear(x):
     low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
     scale = torch.where(high > low, (high - low) / 255, 1)
     zero_point = (-low / scale).round().clamp(0, 255).detach()
-    return _round(x / scale, zero_point, UINT8), scale, zero_point.to(torch.uint8)
+    return round_to(x / scale, zero_point, UINT8), scale, zero_point.to(torch.uint8)
 
 
 # ---- products of quantised tensors
@@ -144,13 +166,18 @@ def _centre_images(x, w, x_zero_point=None, w_zero_point=None, **_):
     return _centred(x, x_zero_point, dtype), _centred(w, _along(w_zero_point, w.dim(), 0), dtype), None, None
 
 
-@op("MatMulInteger", 10, second=viewed(_centre_matrices, multilinear), weights=(0, 1))
+@op(
+    "MatMulInteger", 10, second=viewed(_centre_matrices, multilinear), weights=(0, 1),
+    stored=(on_grid(0, None, 2, -2), on_grid(1, None, 3, -1)),
+)  # fmt: skip
 def matmul_integer(a, b, a_zero_point=None, b_zero_point=None):
     a, b, *_ = _centre_matrices(a, b, a_zero_point, b_zero_point)
     return Quantised.mark(a @ b, torch.int32)
 
 
-@op("ConvInteger", 10, second=viewed(_centre_images, multilinear), weights=(1,))
+@op(
+    "ConvInteger", 10, second=viewed(_centre_images, multilinear), weights=(1,), stored=(on_grid(1, None, 3),)
+)
 def conv_integer(
     x, w, x_zero_point=None, w_zero_point=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None,
     pads=None, strides=None,
@@ -163,7 +190,7 @@ def conv_integer(
 def _requantise(products, a_scale, b_scale, y_scale, y_zero_point):
     element = ElementType(elem_type_of(y_zero_point), y_zero_point.dtype)
     a_scale, b_scale, y_scale = (scale.to(products.dtype) for scale in (a_scale, b_scale, y_scale))
-    return _round(products * (a_scale * b_scale / y_scale), y_zero_point.to(products.dtype), element)
+    return round_to(products * (a_scale * b_scale / y_scale), y_zero_point.to(products.dtype), element)
 
 
 def _requantised(product: Callable) -> SecondRule:
@@ -193,7 +220,7 @@ def _prepare_qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, 
 
 @op(
     "QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)), weights=(0, 3),
-    constants=(1, 4, 6),
+    constants=(1, 4, 6), stored=(on_grid(0, 1, 2, -2), on_grid(3, 4, 5, -1)),
 )  # fmt: skip
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
     a, a_scale, _, b, b_scale, _, y_scale, y_zero_point = _prepare_qlinear_matmul(
@@ -212,7 +239,15 @@ def _prepare_qlinear_conv(
     return x_centred, x_scale, None, w_centred, _along(w_scale, x.dim(), 1), None, y_scale, y_zero_point, b
 
 
-@op("QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)), weights=(3,), constants=(1, 4, 6))
+def bias_grid(operand: int, *scales: int) -> Stored:
+    """Integers that are added to the products of two quantised operands, in steps of the product of their scales."""
+    return Stored(operand, scales, lambda q, a_scale, b_scale, **_: _grid(a_scale * b_scale))
+
+
+@op(
+    "QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)), weights=(3,), constants=(1, 4, 6),
+    stored=(on_grid(3, 4, 5), bias_grid(8, 1, 4)),
+)  # fmt: skip
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
     dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
