@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import reduce, wraps
 from pathlib import Path
 from typing import Any
@@ -190,12 +188,12 @@ WHAT_SPARSITY_BUYS = (
 def inspect(model: Path, as_json: bool, verbose: bool) -> None:
     """List what could be pruned, what not and why. Needs no data."""
     from onnx_obd.pipeline import inspect as run
-    from onnx_obd.report import render_inspection
+    from onnx_obd.report import render_inspection, to_json
 
     found = run(model)
     totals = {"nodes": found.nodes, "bytes": found.bytes}
     text = render_inspection(found.model, found.weights, found.boundaries, totals)
-    click.echo(json.dumps(asdict(found), indent=2) if as_json else text)
+    click.echo(to_json(found) if as_json else text)
 
 
 @cli.command()
@@ -223,11 +221,11 @@ def bench(
     """Time two models against each other in onnxruntime, interleaved."""
     from onnx_obd.pipeline import bench as run
     from onnx_obd.progress import Progress
-    from onnx_obd.report import render_latency
+    from onnx_obd.report import render_latency, to_json
 
     latency = run(original, other, data, batch=batch, threads=threads, seconds=seconds, progress=Progress(quiet=quiet))
     names = (str(original), str(other))
-    click.echo(json.dumps(asdict(latency), indent=2) if as_json else render_latency(latency, names))
+    click.echo(to_json(latency) if as_json else render_latency(latency, names))
 
 
 @cli.command()

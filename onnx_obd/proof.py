@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +91,9 @@ def _measured(run: Run, pruned: onnx.ModelProto, best: Candidate) -> tuple[Quali
     """Original and result on the held-back samples, both in onnxruntime."""
     originals = onnxruntime_values(run.held_back, run.model.proto)
     values = onnxruntime_values(run.held_back, pruned)
-    dense = assess(run.held_back, originals, originals, method="original", sparsity=0.0)
+    zeros = sum(weight.sparsity_before * math.prod(weight.shape) for weight in run.weights if weight.prunable)
+    before = zeros / sum(math.prod(weight.shape) for weight in run.weights if weight.prunable)
+    dense = assess(run.held_back, originals, originals, method="original", sparsity=before)
     return dense, assess(run.held_back, values, originals, method=best.quality.method, sparsity=best.plan.sparsity)
 
 

@@ -66,7 +66,9 @@ class Objective:
 
     def describe(self) -> str:
         what = " + ".join(head.describe() for head in self.heads)
-        return f"{what}, against {'the labels' if self.supervised else 'the original outputs'}"
+        if not self.supervised:
+            return f"{what}, against the original outputs"
+        return f"{what.replace('KL divergence', 'cross-entropy')}, against the labels"
 
 
 def choose_objective(
