@@ -5,7 +5,7 @@ DAMPING = 1.0
 curvature, so all weights into it would look free, and deleting its negative ones wakes it up."""
 
 
-@criterion("obd", needs_curvature=True)
+@criterion("obd")
 def obd(weight, h):
     """s = ½ · (h + μ · mean(h)) · w²: the rise of the loss if the weight is deleted, to second order, damped.
 

@@ -1,7 +1,7 @@
 from onnx_obd.saliency.registry import criterion
 
 
-@criterion("obd_undamped", needs_curvature=True)
+@criterion("obd_undamped")
 def obd_undamped(weight, h):
     """s = ½ · h · w²: the rise of the loss if the weight is deleted, to second order and without cross terms.
 

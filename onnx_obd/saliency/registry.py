@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from onnx_obd.errors import UsageError
 from onnx_obd.records import Curvature, Saliency
 
-Function = Callable[[Tensor, Tensor | None], Tensor]
+EVIDENCE = ("h", "gradient", "squared_gradient", "input_norm", "generator")
+"""What a criterion may ask for beside the weight, by naming it as a parameter:
+
+    h                 second derivatives of the mean loss
+    gradient          first derivatives of the mean loss over the samples
+    squared_gradient  mean over the samples of the squared first derivatives of their losses
+    input_norm        L2 norm, over samples and positions, of what the weight multiplies
+    generator         a seeded torch.Generator, the only one that is not a tensor of the weight's shape
+"""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """``function(weight, h)`` gives the scores of one tensor; h is None unless ``needs_curvature``."""
+    """``function(weight, ...)`` gives the scores of one tensor; its further parameters are what it needs."""
 
     name: str
-    function: Function
-    needs_curvature: bool
+    function: Callable[..., Tensor]
+
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.function).parameters)[1:]
+
+    @property
+    def needs_curvature(self) -> bool:
+        return "h" in self.needs
 
 
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, *, needs_curvature: bool) -> Callable[[Function], Function]:
-    def register(function: Function) -> Function:
-        CRITERIA[name] = Criterion(name, function, needs_curvature)
+def criterion(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the decorated function as the criterion of that name."""
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        found = Criterion(name, function)
+        unknown = set(found.needs) - set(EVIDENCE)
+        if unknown:
+            raise ValueError(f"criterion {name} asks for {unknown}; there are {EVIDENCE}")
+        CRITERIA[name] = found
         return function
 
     return register
@@ -44,17 +68,41 @@ def find_criterion(name: str) -> Criterion:
     return CRITERIA[name]
 
 
-def score(name: str, weights: Mapping[str, Tensor], curvature: Curvature | None) -> Saliency:
+def score(
+    name: str,
+    weights: Mapping[str, Tensor],
+    curvature: Curvature | None = None,
+    evidence: Mapping[str, Mapping[str, Tensor]] | None = None,
+    *,
+    seed: int = 0,
+) -> Saliency:
     """Scores of the named criterion for all weights.
 
+    Args:
+        curvature: gives ``h``; with it, the record also predicts the change of the loss.
+        evidence: what else the criterion needs, by the names of ``EVIDENCE``, then by weight.
+        seed: of the generator, for a criterion that wants one.
+
     Raises:
-        UsageError: no such criterion, or it needs a curvature and got none.
+        UsageError: no such criterion, or what it needs is not given.
     """
     chosen = find_criterion(name)
     if chosen.needs_curvature and curvature is None:
         raise UsageError(f"criterion '{name}' needs a curvature")
-    h = curvature.diag if curvature is not None else dict.fromkeys(weights)
+    given = dict(evidence or {})
+    if curvature is not None:
+        given["h"] = curvature.diag
+    generator = torch.Generator().manual_seed(seed)
+    missing = [need for need in chosen.needs if need not in given and need != "generator"]
+    if missing:
+        raise UsageError(f"criterion '{name}' needs {missing[0]}")
     values = {weight: value.detach() for weight, value in weights.items()}
-    scores = {weight: chosen.function(value, h[weight]) for weight, value in values.items()}
-    change = None if curvature is None else {weight: 0.5 * h[weight] * w.square() for weight, w in values.items()}
+
+    def arguments(weight: str) -> list:
+        return [generator if need == "generator" else given[need][weight] for need in chosen.needs]
+
+    scores = {weight: chosen.function(value, *arguments(weight)) for weight, value in values.items()}
+    if curvature is None:
+        return Saliency(scores, name)
+    change = {weight: 0.5 * curvature.diag[weight] * value.square() for weight, value in values.items()}
     return Saliency(scores, name, change)
