@@ -1,0 +1,40 @@
+"""Deletion in rounds: how much goes in each, by pools of weights or under an n:m pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from onnx_obd.plan.elementwise import plan_elements
+from onnx_obd.plan.nm import Pattern, restrict
+from onnx_obd.plan.scope import Pool, plan_pools
+from onnx_obd.records import Plan, Saliency
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The plans of ``count`` rounds.
+
+    Attributes:
+        pools: what is ranked against what, and the sparsity in the end.
+        start: the masks of the zeros that the original has.
+        pattern: the n:m pattern that decides what may go, instead of the pools.
+        axes: the axis of the pattern for each weight that gets it.
+    """
+
+    count: int
+    pools: Sequence[Pool]
+    start: Mapping[str, Tensor]
+    pattern: Pattern | None = None
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+    def plan(self, number: int, saliency: Saliency, keep: Mapping[str, Tensor]) -> Plan:
+        """The plan of round ``number``, from 1; what ``keep`` has deleted stays deleted."""
+        if self.pattern is None:
+            targets = [pool.targets(self.count, self.start)[number - 1] for pool in self.pools]
+            return plan_pools(saliency, self.pools, targets, keep)
+        restricted, sparsity = restrict(saliency, self.pattern, self.axes, keep)
+        everything = Pool(tuple(saliency.scores), sparsity)
+        return plan_elements(restricted, everything.targets(self.count, self.start)[number - 1], keep)
