@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from onnx_obd.calibration.heads import random_normal
+
 Target = tuple[Tensor, Tensor | None]
 """The original's output, and the labels."""
 
@@ -45,14 +47,17 @@ class CustomHead:
             return hessian.diagonal(dim1=1, dim2=2).clamp_min(0).reshape(z.shape)
         return self._diagonal(z, target).clamp_min(0)
 
-    def probe(self, z: Tensor, target: Target, count: int, generator: torch.Generator) -> Tensor:
-        signs = (2 * torch.randint(0, 2, z.shape, generator=generator) - 1).to(z)
+    def draw(self, z: Tensor, target: Target, count: int, generator: torch.Generator) -> Tensor:
+        """A loss of the user's has no labels to sample: a normal vector of the same covariance instead."""
+        return self.factor(z, target, count, random_normal(z, generator))
+
+    def factor(self, z: Tensor, target: Target, count: int, e: Tensor) -> Tensor:
         hessian = self._hessian(z, target, count)
         if hessian is None:
-            return self._diagonal(z, target).clamp_min(0).sqrt() * signs
+            return self._diagonal(z, target).clamp_min(0).sqrt() * e
         values, vectors = torch.linalg.eigh(hessian)
         factor = vectors * values.clamp_min(0).sqrt()[:, None, :]
-        return (factor @ signs.reshape(count, -1, 1)).reshape(z.shape)
+        return (factor @ e.reshape(count, -1, 1)).reshape(z.shape)
 
     def _hessian(self, z: Tensor, target: Target, count: int) -> Tensor | None:
         """[count, elements, elements], or None where an output is too large."""

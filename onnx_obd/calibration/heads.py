@@ -36,15 +36,22 @@ class Head(Protocol):
     def hessian_diag(self, z: Tensor, target: Any, count: int) -> Tensor:
         """The diagonal of d2 loss / dz2, of z's shape."""
 
-    def probe(self, z: Tensor, target: Any, count: int, generator: torch.Generator) -> Tensor:
-        """S e for random signs e: a random vector of z's shape with E[u uᵀ] = d2 loss / dz2 within each sample."""
+    def factor(self, z: Tensor, target: Any, count: int, e: Tensor) -> Tensor:
+        """S e for e of z's shape, where S Sᵀ = d2 loss / dz2 and S mixes no samples."""
+
+    def draw(self, z: Tensor, target: Any, count: int, generator: torch.Generator) -> Tensor:
+        """A gradient for labels sampled from what the model itself predicts: E[u uᵀ] = d2 loss / dz2 too."""
 
     def describe(self) -> str: ...
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     bits = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
     return (2 * bits - 1).to(like)
+
+
+def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
 
 
 def _as_rows(rows: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -87,12 +94,20 @@ class SoftmaxHead:
         p = torch.softmax(rows / self.temperature, -1)
         return back(p * (1 - p) * (self.weight / len(rows) / self.temperature**2))
 
-    def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def factor(self, z: Tensor, target: Tensor, count: int, e: Tensor) -> Tensor:
         rows, back = _as_rows(self.rows, z)
         p = torch.softmax(rows / self.temperature, -1)
-        draw = p.sqrt() * _signs(p, generator)
-        scale = (self.weight / len(rows)) ** 0.5 / self.temperature
-        return back((draw - p * draw.sum(-1, keepdim=True)) * scale)
+        column = p.sqrt() * self.rows(e)
+        return back((column - p * column.sum(-1, keepdim=True)) * self._scale(rows))
+
+    def draw(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        rows, back = _as_rows(self.rows, z)
+        p = torch.softmax(rows / self.temperature, -1)
+        drawn = torch.multinomial(p.float().to(generator.device), 1, generator=generator).to(p.device)
+        return back((p - torch.zeros_like(p).scatter(-1, drawn, 1.0)) * self._scale(rows))
+
+    def _scale(self, rows: Tensor) -> float:
+        return (self.weight / len(rows)) ** 0.5 / self.temperature
 
     def describe(self) -> str:
         return f"KL divergence of softmax('{self.value}' / {self.temperature:.3g})"
@@ -130,12 +145,16 @@ class ProbabilityHead:
         return self._logits.loss(self._log(p), target, count)
 
     def hessian_diag(self, p: Tensor, target: Tensor, count: int) -> Tensor:
-        slope = (p >= self.FLOOR) / p.clamp_min(self.FLOOR)
-        return self._logits.hessian_diag(self._log(p), target, count) * slope.square()
+        return self._logits.hessian_diag(self._log(p), target, count) * self._slope(p).square()
 
-    def probe(self, p: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        slope = (p >= self.FLOOR) / p.clamp_min(self.FLOOR)
-        return self._logits.probe(self._log(p), target, count, generator) * slope
+    def factor(self, p: Tensor, target: Tensor, count: int, e: Tensor) -> Tensor:
+        return self._logits.factor(self._log(p), target, count, e) * self._slope(p)
+
+    def draw(self, p: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return self._logits.draw(self._log(p), target, count, generator) * self._slope(p)
+
+    def _slope(self, p: Tensor) -> Tensor:
+        return (p >= self.FLOOR) / p.clamp_min(self.FLOOR)
 
     def describe(self) -> str:
         return f"KL divergence of probabilities '{self.value}' softened by {self.temperature:.3g}"
@@ -166,8 +185,13 @@ class SigmoidHead:
         p = torch.sigmoid(z / self.temperature)
         return p * (1 - p) * (self.weight / z.numel() / self.temperature**2)
 
-    def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        return self.hessian_diag(z, target, count).sqrt() * _signs(z, generator)
+    def factor(self, z: Tensor, target: Tensor, count: int, e: Tensor) -> Tensor:
+        return self.hessian_diag(z, target, count).sqrt() * e
+
+    def draw(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        p = torch.sigmoid(z / self.temperature)
+        drawn = torch.rand(z.shape, generator=generator, device=generator.device).to(z) < p
+        return (p - drawn.to(z)) * ((self.weight / z.numel()) ** 0.5 / self.temperature)
 
     def describe(self) -> str:
         return f"KL divergence of sigmoid('{self.value}' / {self.temperature:.3g})"
@@ -194,8 +218,11 @@ class SquaredHead:
     def hessian_diag(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         return torch.full_like(z, self.weight / (self.variance * z.numel()))
 
-    def probe(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        return self.hessian_diag(z, target, count).sqrt() * _signs(z, generator)
+    def factor(self, z: Tensor, target: Tensor, count: int, e: Tensor) -> Tensor:
+        return self.hessian_diag(z, target, count).sqrt() * e
+
+    def draw(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return self.factor(z, target, count, random_normal(z, generator))
 
     def describe(self) -> str:
         return f"squared error of '{self.value}' / variance {self.variance:.3g}"

@@ -7,7 +7,7 @@ NonMaxSuppression), the loss looks at the last float tensors before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from onnx_obd.calibration.custom import CustomHead
-from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead
+from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead, random_signs
 from onnx_obd.calibration.outputs import float_outputs, terminal
 from onnx_obd.calibration.python_source import find_function, is_function_spec
 from onnx_obd.errors import DataError, UsageError
@@ -61,8 +61,35 @@ class Objective:
     def probe(
         self, values: Sequence[Tensor], targets: Sequence[Any], count: int, generator: torch.Generator
     ) -> list[Tensor]:
+        """S e for random signs e: vectors of the values' shapes with E[u uᵀ] = d2 loss / dz2 within each sample."""
         terms = zip(self.heads, values, targets, strict=True)
-        return [head.probe(z, target, count, generator) for head, z, target in terms]
+        return [head.factor(z, target, count, random_signs(z, generator)) for head, z, target in terms]
+
+    def columns(self, values: Sequence[Tensor], targets: Sequence[Any], count: int) -> Iterator[list[Tensor]]:
+        """Every column of S, those of all samples side by side: vectors u whose u uᵀ sum to d2 loss / dz2 exactly.
+
+        The samples must stand on axis 0 of the values.
+        """
+        for position, (head, z, target) in enumerate(zip(self.heads, values, targets, strict=True)):
+            for index in range(z.numel() // count):
+                e = torch.zeros(count, z.numel() // count, dtype=z.dtype, device=z.device)
+                e[:, index] = 1
+                column = [torch.zeros_like(value) for value in values]
+                column[position] = head.factor(z, target, count, e.view(z.shape))
+                yield column
+
+    def draw(
+        self, values: Sequence[Tensor], targets: Sequence[Any], count: int, generator: torch.Generator
+    ) -> list[Tensor]:
+        """Gradients for labels sampled from the model's own predictions, with the covariance of ``probe``."""
+        terms = zip(self.heads, values, targets, strict=True)
+        return [head.draw(z, target, count, generator) for head, z, target in terms]
+
+    def gradient(self, values: Sequence[Tensor], targets: Sequence[Any], count: int) -> list[Tensor]:
+        """d loss / dz."""
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() for value in values]
+            return list(torch.autograd.grad(self.loss(leaves, targets, count), leaves))
 
     def describe(self) -> str:
         what = " + ".join(head.describe() for head in self.heads)

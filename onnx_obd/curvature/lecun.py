@@ -94,17 +94,11 @@ def curvature_of_values(
     graphs = record_graphs(plan, env, wanted)
     values = [env[slot] for slot in objective.slots]
     seeds = _by_slot(objective.slots, objective.hessian_diag(values, batch.targets, batch.count))
-    gradients = _by_slot(objective.slots, _gradients(calibration, values, batch)) if full else None
+    slopes = objective.gradient(values, batch.targets, batch.count) if full else ()
+    gradients = _by_slot(objective.slots, slopes) if full else None
     return propagate(
         plan, env, seeds, wanted, gradients=gradients, graphs=graphs, generator=generator, estimated=estimated
     )
-
-
-def _gradients(calibration: Calibration, values: Sequence[Tensor], batch: Batch) -> Sequence[Tensor]:
-    with torch.enable_grad():
-        leaves = [value.detach().requires_grad_() for value in values]
-        loss = calibration.objective.loss(leaves, batch.targets, batch.count)
-        return torch.autograd.grad(loss, leaves)
 
 
 def _by_slot(slots: Sequence[int], tensors: Sequence[Tensor]) -> dict[int, Tensor]:

@@ -134,18 +134,17 @@ def elementwise(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
     else:
         values = [value.expand(output.shape) if wanted else value for value, wanted in pairs]
         leaves, results = call.differentiate(values)
-    targets = [leaf for leaf in leaves if leaf is not None]
-    ones = torch.ones_like(results[0])
-    slopes = torch.autograd.grad(results[0], targets, ones, retain_graph=True, allow_unused=True)
-    pending = iter([None if slope is None else slope.square().mul_(h_out) for slope in slopes])
-    return [
-        None if leaf is None else _reduce(next(pending), value.shape)
-        for leaf, value in zip(leaves, call.inputs, strict=False)
-    ]
+    found = []
+    for leaf, value in zip(leaves, call.inputs, strict=False):
+        once = None if leaf is None else _along(results[0], leaf, h_out)
+        twice = None if once is None else _along(results[0], leaf, once)
+        found.append(None if twice is None else twice.sum_to_size(value.shape))
+    return found
 
 
-def _reduce(h: Tensor | None, shape: torch.Size) -> Tensor | None:
-    return None if h is None else h.sum_to_size(shape)
+def _along(result: Tensor, leaf: Tensor, h: Tensor) -> Tensor | None:
+    """The Jacobian of an elementwise function is diagonal and its own transpose: applied twice it is squared."""
+    return torch.autograd.grad(result, leaf, h.to(result.dtype), retain_graph=True, allow_unused=True)[0]
 
 
 def scaled_movement(coefficient: Callable[[Call], float]) -> SecondRule:

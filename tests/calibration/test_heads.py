@@ -3,6 +3,7 @@ import torch
 
 from onnx_obd.calibration.custom import CustomHead
 from onnx_obd.calibration.heads import ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead
+from onnx_obd.calibration.objective import Objective
 
 COUNT = 3
 
@@ -66,12 +67,14 @@ def test_also_away_from_the_original(setting):
     torch.testing.assert_close(head.hessian_diag(z, target, COUNT), dense)
 
 
-def test_probes_have_the_hessian_as_covariance_within_each_sample(setting):
+@pytest.mark.parametrize("kind", ["probe", "draw"])
+def test_probes_and_draws_have_the_hessian_as_covariance_within_each_sample(setting, kind):
     head, original, _ = setting
     target = head.target(original, None)
     dense = dense_hessian(head, original, target)
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([head.probe(original, target, COUNT, generator).reshape(-1) for _ in range(8000)])
+    make = getattr(Objective((head,)), kind)
+    draws = torch.stack([make([original], [target], COUNT, generator)[0].reshape(-1) for _ in range(4000)])
     covariance = draws.T @ draws / len(draws)
     size = original.numel() // COUNT
     for sample in range(COUNT):
@@ -79,6 +82,17 @@ def test_probes_have_the_hessian_as_covariance_within_each_sample(setting):
         torch.testing.assert_close(
             covariance[part, part], dense[part, part], rtol=0.1, atol=0.08 * float(dense.abs().max())
         )
+
+
+def test_the_columns_of_the_factor_make_the_hessian(setting):
+    head, original, _ = setting
+    target = head.target(original, None)
+    dense = dense_hessian(head, original, target)
+    total = torch.zeros_like(dense)
+    for (column,) in Objective((head,)).columns([original], [target], COUNT):
+        blocks = torch.block_diag(*column.reshape(COUNT, -1, 1))
+        total += blocks @ blocks.T
+    torch.testing.assert_close(total, dense)
 
 
 def test_labels_make_it_the_cross_entropy():

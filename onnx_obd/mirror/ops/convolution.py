@@ -41,27 +41,31 @@ def _conv_geometry(x, w, attributes):
     return geometry(x.shape[2:], w.shape[2:], attributes.get("auto_pad", "NOTSET"), *map(attributes.get, keys))
 
 
-FEW_POSITIONS = 64
-"""Output positions up to which the windows of an image, laid out, cost less than one group per sample (measured)."""
+IN_CACHE = 1 << 18
+"""Elements of laid-out windows and of per-sample gradients to have in memory at once (measured: best about here)."""
 
 
 def _conv_sample_squares(call: Call, gradients, count: int):
-    """The gradient of a sample is a product of its windows and its output gradients."""
+    """The gradient of a sample is a product of its output gradients and its windows; squared while still in cache."""
     (x, w), (g,), attributes = call.inputs[:2], gradients, call.attributes
     if len(g) != count:
         return None
     if call.wanted.index(True) == 2:
         return None, None, g.flatten(2).sum(2).square().sum(0)
-    group, places = attributes.get("group", 1), math.prod(g.shape[2:])
-    if places > FEW_POSITIONS:
-        return None
     begin, end, strides, dilations = _conv_geometry(x, w, attributes)
-    x = x.unflatten(1, (group, -1)).flatten(0, 1)
-    seen = windows(F.pad(x, torch_pads(begin, end)), w.shape[2:], strides, dilations)
-    rank = len(begin)
-    seen = seen.movedim(1, 1 + rank).reshape(count, group, places, -1)
-    found = (g.reshape(count, group, -1, places) @ seen).square_().sum(0)
-    return None, found.reshape(w.shape)
+    group, places = attributes.get("group", 1), math.prod(g.shape[2:])
+    x = F.pad(x, torch_pads(begin, end)).unflatten(1, (group, -1))
+    g = g.reshape(count, group, -1, places)
+    taps = math.prod(w.shape[1:])
+    chunk = max(1, IN_CACHE // max(w.numel(), group * taps * places))
+    squares = torch.zeros_like(w).view(group, -1, taps)
+    for start in range(0, count, chunk):
+        seen = windows(x[start : start + chunk].flatten(0, 1), w.shape[2:], strides, dilations)
+        rank = len(begin)
+        seen = seen.movedim(tuple(range(2, 2 + rank)), tuple(range(-rank, 0)))
+        gradient = g[start : start + chunk] @ seen.reshape(-1, group, taps, places).mT
+        squares += gradient.square_().sum(0) if len(gradient) > 1 else gradient[0].square_()
+    return None, squares.view(w.shape)
 
 
 @op("Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,))
