@@ -12,6 +12,9 @@ from onnx_obd.mirror.ops.sliding import bilinear, geometry, positions, split_pad
 from onnx_obd.mirror.registry import Ints, OutputCount, op
 from onnx_obd.mirror.second import Call, movement
 
+LARGE_IMAGES = 1 << 15
+"""Elements from which the time to change the memory layout is well spent."""
+
 _backward = torch.ops.aten.convolution_backward
 
 
@@ -68,13 +71,26 @@ def _conv_sample_squares(call: Call, gradients, count: int):
     return None, squares.view(w.shape)
 
 
+def _laid_out(x, w):
+    """x in the memory layout in which torch's CPU kernels convolve it fastest; shape and values are the same.
+
+    Large images go channels last (measured: up to twice as fast, most for depthwise and for the early layers),
+    unless the kernel, which torch lays out anew in every call, is larger still.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
+        return x
+    if w.numel() > x.numel():
+        return x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last) if x.numel() >= LARGE_IMAGES else x
+
+
 @op("Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,))
 def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
     begin, end, strides, dilations = geometry(x.shape[2:], w.shape[2:], auto_pad, pads, strides, dilations)
     none = (0,) * len(begin)
     if begin != end:
         x, begin = F.pad(x, torch_pads(begin, end)), none
-    return torch.convolution(x, w, b, strides, begin, dilations, False, none, group)
+    return torch.convolution(_laid_out(x, w), w, b, strides, begin, dilations, False, none, group)
 
 
 def _transposed_geometry(x, w, attributes):

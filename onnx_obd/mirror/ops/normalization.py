@@ -138,7 +138,7 @@ def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0,
 def _group_second(call: Call, h):
     x, scale = call.inputs[:2]
     groups = call.attributes.get("num_groups", x.shape[1])
-    parts = x.view(x.shape[0], groups, x.shape[1] // groups, -1)
+    parts = x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
     normal, _, sigma = _standardise(parts, (2, 3), call.attributes.get("epsilon", 1e-5))
     h_normal, h_scale, h_bias = _affine_second(h[0].reshape(parts.shape), normal, scale.view(groups, -1, 1))
     return _shaped(call, (_standardise_second(h_normal, normal, sigma, (2, 3)), h_scale, h_bias))
@@ -271,7 +271,7 @@ def _across_channels(values, size, transposed=False):
     before, after = (size - 1) // 2, size // 2
     before, after = (after, before) if transposed else (before, after)
     rows = values.flatten(2).unsqueeze(1)  # [N, 1, C, elements]
-    return F.avg_pool2d(F.pad(rows, (0, 0, before, after)), (size, 1), 1, divisor_override=1).view(values.shape)
+    return F.avg_pool2d(F.pad(rows, (0, 0, before, after)), (size, 1), 1, divisor_override=1).reshape(values.shape)
 
 
 def _lrn_second(call: Call, h):

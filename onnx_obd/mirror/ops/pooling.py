@@ -145,7 +145,7 @@ def global_average_pool(x):
 
 @movement_op("GlobalMaxPool", 1, 22)
 def global_max_pool(x):
-    return x.flatten(2).max(-1).values.view(*x.shape[:2], *[1] * (x.dim() - 2))
+    return x.flatten(2).max(-1).values.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
 
 
 def _slope_second(call: Call, h):

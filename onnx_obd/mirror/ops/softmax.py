@@ -54,7 +54,7 @@ def _softmax_1_second(call: Call, h):
 
 @op("Softmax", 1, 11, second=_softmax_1_second, distribution=_logits_1)
 def softmax_1(input, *, axis=1):
-    return torch.softmax(_rows(input, axis), -1).view(input.shape)
+    return torch.softmax(_rows(input, axis), -1).reshape(input.shape)
 
 
 def _log_softmax_h(y, h, axis):
@@ -80,7 +80,7 @@ def _log_softmax_1_second(call: Call, h):
 
 @op("LogSoftmax", 1, 11, second=_log_softmax_1_second, distribution=_logits_1)
 def log_softmax_1(input, *, axis=1):
-    return torch.log_softmax(_rows(input, axis), -1).view(input.shape)
+    return torch.log_softmax(_rows(input, axis), -1).reshape(input.shape)
 
 
 @op("Hardmax", 13, differentiable=False)
@@ -90,4 +90,4 @@ def hardmax(input, *, axis=-1):
 
 @op("Hardmax", 1, 11, differentiable=False)
 def hardmax_1(input, *, axis=1):
-    return hardmax(_rows(input, axis)).view(input.shape)
+    return hardmax(_rows(input, axis)).reshape(input.shape)

@@ -1,6 +1,11 @@
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+import torch
 
+from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.ops.convolution import LARGE_IMAGES
 from tests.mirror.harness import case, check, rand, run_onnxruntime
 
 _LONG, _TAPS = rand(2, 3, 7), rand(3, 1, 4)
@@ -45,3 +50,25 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_operator(case):
     check(case)
+
+
+def test_nothing_after_a_convolution_sees_its_memory_layout():
+    x = rand(2, 3, 60, 96)
+    assert x.size > LARGE_IMAGES
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 12]> g (float[2, 3, 60, 96] x, float[4, 3, 3, 3] w) => (float[2, 4600] y)
+        { a = Conv (x, w)
+          b = LRN <size = 3, alpha = 0.5> (a)
+          s = Constant <value_floats = [1.0, 2.0, 0.5, -1.0]> ()
+          c = InstanceNormalization (b, s, s)
+          d = MaxPool <kernel_shape = [3, 2], strides = [2, 2]> (c)
+          e = Softmax <axis = 2> (d)
+          f = Flatten (e)
+          m = GlobalMaxPool (c)
+          n = Flatten (m)
+          y = Concat <axis = 1> (f, n) }"""
+    )
+    feeds = {"x": x, "w": rand(4, 3, 3, 3)}
+    (expected,) = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
+    found = Mirror(model)(*map(torch.from_numpy, feeds.values()))
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-5)
