@@ -18,6 +18,7 @@ from onnx import AttributeProto
 
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import graph_inputs
+from onnx_obd.graph.order import run_order
 from onnx_obd.graph.weights import FLOAT_TYPES, Path, Weight, find_stored, holder, read_tensor
 from onnx_obd.mirror.boundary import boundary
 from onnx_obd.mirror.integer_weights import IntegerWeight, find_integer_weights
@@ -222,8 +223,8 @@ class _Compiler:
         return self.parameters[weight]
 
     def _nodes(self, scope: _Scope, nodes: Any) -> None:
-        for index, node in enumerate(nodes):
-            self._node(scope, node, index)
+        for index in run_order(nodes):
+            self._node(scope, nodes[index], index)
 
     def _node(self, scope: _Scope, node: onnx.NodeProto, index: int) -> None:
         label = scope.label + (f"{node.op_type} '{node.name}'" if node.name else f"{node.op_type} #{index}")
