@@ -13,6 +13,9 @@ from onnx_obd.calibration.folder import load_samples
 from onnx_obd.calibration.image_options import ImageOptions
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.curvature import estimate_curvature
+from onnx_obd.curvature.activations import activation_saliency
+from onnx_obd.curvature.prediction import predict_jointly
+from onnx_obd.curvature.store import CurvatureKey, load_curvature, save_curvature
 from onnx_obd.errors import OnnxObdError
 from onnx_obd.export import densify_model, export_model
 from onnx_obd.finetune import finetune
@@ -28,6 +31,7 @@ from onnx_obd.surgery.mask import apply_masks
 
 __all__ = [
     "Curvature",
+    "CurvatureKey",
     "ImageOptions",
     "Mirror",
     "Model",
@@ -39,6 +43,7 @@ __all__ = [
     "Saliency",
     "Samples",
     "__version__",
+    "activation_saliency",
     "apply_masks",
     "bench",
     "densify_model",
@@ -46,11 +51,14 @@ __all__ = [
     "export_model",
     "finetune",
     "inspect",
+    "load_curvature",
     "load_model",
     "load_samples",
     "plan_elements",
+    "predict_jointly",
     "prepare",
     "prune",
+    "save_curvature",
     "score",
     "select_weights",
 ]

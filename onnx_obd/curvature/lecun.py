@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onnx_obd.calibration.measure import Batch, Calibration
 from onnx_obd.curvature.registry import Progress, estimator
+from onnx_obd.mirror.program import Env
 from onnx_obd.mirror.propagate import propagate, record_graphs
 from onnx_obd.records import Curvature
 
@@ -68,7 +69,7 @@ def _recursion(
     diag = {weight: torch.zeros_like(calibration.mirror.weights[weight].detach()) for weight in names}
     estimated: set[str] = set()
     for done, batch in enumerate(calibration.batches):
-        found = curvature_of_values(calibration, batch, slots.values(), generator, estimated, full=full)
+        found, _ = curvature_of_values(calibration, batch, slots.values(), generator, estimated, full=full)
         for weight, slot in slots.items():
             if slot in found:
                 diag[weight] += found[slot] * (batch.count / calibration.num_samples)
@@ -86,8 +87,8 @@ def curvature_of_values(
     estimated: set[str] | None = None,
     *,
     full: bool = False,
-) -> dict[int, Tensor]:
-    """Slot -> h of the batch's mean loss, for ``wanted`` and for every value between them and the objective."""
+) -> tuple[dict[int, Tensor], Env]:
+    """Slot -> h of the batch's mean loss, for ``wanted`` and every value between them and the objective; the values."""
     mirror, objective, wanted = calibration.mirror, calibration.objective, tuple(wanted)
     plan = mirror.plan(batch.inputs, objective.slots)
     env = mirror.start(batch.inputs, plan)
@@ -96,9 +97,10 @@ def curvature_of_values(
     seeds = _by_slot(objective.slots, objective.hessian_diag(values, batch.targets, batch.count))
     slopes = objective.gradient(values, batch.targets, batch.count) if full else ()
     gradients = _by_slot(objective.slots, slopes) if full else None
-    return propagate(
+    h = propagate(
         plan, env, seeds, wanted, gradients=gradients, graphs=graphs, generator=generator, estimated=estimated
     )
+    return h, env
 
 
 def _by_slot(slots: Sequence[int], tensors: Sequence[Tensor]) -> dict[int, Tensor]:

@@ -116,7 +116,7 @@ def test_it_needs_labels():
 
 def test_the_exact_ggn_is_for_few_outputs():
     found, _ = calibration(mlp(sizes=(2, 600)), count=2)
-    with pytest.raises(UsageError, match="600 output elements.*ggn_probes"):
+    with pytest.raises(UsageError, match=r"600 output elements.*ggn_probes"):
         estimate_curvature("ggn_exact", found, found, ["w0"])
 
 

@@ -1,0 +1,52 @@
+"""What second derivatives predict for a whole deletion, its cross terms included.
+
+The sum of saliencies, ½ Σ h_k w_k², is the paper's prediction. It drops the terms h_kl w_k w_l between weights that go
+together, and these are what it is wrong by (docs/benchmarks.md). Once it is known which weights go, the whole quadratic
+form costs no more than a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from onnx_obd.calibration.measure import Calibration
+
+BAND = (0.5, 2.0)
+"""Measured over predicted change: within it the quadratic model of the loss is to be trusted."""
+
+
+def predict_jointly(calibration: Calibration, original: Mapping[str, Tensor], deleted: Mapping[str, Tensor]) -> float:
+    """½ dᵀ G d with d = deleted − original: the predicted rise of the mean loss, all cross terms included.
+
+    G is the Gauss-Newton matrix at the original weights, averaged over the samples: there, without labels, the whole
+    Hessian. Exact for that; no matrix is formed: ½ (J d)ᵀ H (J d), one derivative of the forward pass along d.
+
+    Args:
+        original: the weights that the targets of ``calibration`` were computed with, by name.
+        deleted: the weights after the deletion; those not named stay as they are in ``original``.
+
+    Raises:
+        NotImplementedError: a node has no forward derivative in torch.
+    """
+    mirror, objective = calibration.mirror, calibration.objective
+    before = {name: original[name].detach() for name in deleted}
+    along = {name: deleted[name].detach() - before[name] for name in deleted}
+    total = 0.0
+    for batch in calibration.batches:
+
+        def values(weights: dict[str, Tensor], batch=batch) -> tuple[Tensor, ...]:
+            return mirror.evaluate(batch.inputs, outputs=objective.slots, weights={**original, **weights})
+
+        mirror.plan(batch.inputs, objective.slots)  # specialising reads values that a dual number does not have
+        with torch.no_grad():
+            at, moved = torch.func.jvp(values, (before,), (along,))
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() for value in at]
+            loss = objective.loss(leaves, batch.targets, batch.count)
+            slopes = torch.autograd.grad(loss, leaves, create_graph=True)
+            products = torch.autograd.grad(slopes, leaves, list(moved))
+        total += 0.5 * batch.count * sum(float((a * b).sum()) for a, b in zip(moved, products, strict=True))
+    return total / calibration.num_samples
