@@ -2,7 +2,7 @@
 
 An integer tensor q of the file whose every reader takes it for (q - zero_point) scale, with scale and zero point fixed,
 is a weight like any other: its parameter holds those values. Before the readers, a step puts the parameter back on its
-grid, saturate(round(w / scale) + zero_point), with the gradient straight through the rounding. So the mirror computes
+grid, saturate(round(w / scale + zero_point)), with the gradient straight through the rounding. So the mirror computes
 what the file computes with the integers that are written back, whatever is done to the parameter.
 """
 
@@ -19,6 +19,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from onnx_obd.graph.weights import Weight
+from onnx_obd.mirror.ops.cast import NARROW
 from onnx_obd.mirror.ops.quantize import round_to
 from onnx_obd.mirror.program import CallWithBodies, Step
 from onnx_obd.mirror.registry import Operator, Stored
@@ -31,13 +32,16 @@ STORED_TYPES = frozenset(TORCH_DTYPE) - {
 }  # fmt: skip
 """Element types that weights are quantised to."""
 
+_UNSIGNED = {bits: elem_type for elem_type, bits in NARROW.items() if TORCH_DTYPE[elem_type] == torch.uint8}
+"""The element types of numbers that stand in bytes, by their bits."""
+
 
 @dataclass(frozen=True)
 class IntegerWeight:
     """How the values of one stored tensor and its integers belong together.
 
     ``slot`` is where its readers find the integers; ``scale`` and ``zero_point`` broadcast against them. ``unpack`` and
-    ``pack`` go between the tensor as stored and one integer for each value.
+    ``pack`` go between the tensor as stored and one integer for each value, of type ``element``.
     """
 
     weight: Weight
@@ -46,10 +50,7 @@ class IntegerWeight:
     zero_point: Tensor
     unpack: Callable[[Tensor], Tensor]
     pack: Callable[[Tensor, Tensor], Tensor]
-
-    @property
-    def element(self) -> ElementType:
-        return ElementType(self.weight.elem_type, TORCH_DTYPE[self.weight.elem_type])
+    element: ElementType
 
     def decode(self, stored: np.ndarray) -> Tensor:
         """The values, (q - zero_point) scale."""
@@ -71,7 +72,7 @@ class IntegerWeight:
 
 
 def _on_grid(values: Tensor, scale: Tensor, zero_point: Tensor, element: ElementType) -> Quantised:
-    return round_to(values / scale, zero_point, element)
+    return round_to(values / scale + zero_point, 0, element)  # a zero point may lie between integers
 
 
 _ON_GRID = Operator("onnx_obd", "OnGrid", (1,), _on_grid, second=elementwise, recodes=True)
@@ -99,7 +100,9 @@ def find_integer_weights(
             readers = list(_readers(steps, outputs, slot))
             grid = _common_grid(constants[slot], readers, fixed)
             if grid is not None:
-                found.append(IntegerWeight(weight, slot, *grid))
+                *grid, bits = grid
+                elem_type = _UNSIGNED.get(bits, weight.elem_type)
+                found.append(IntegerWeight(weight, slot, *grid, ElementType(elem_type, TORCH_DTYPE[elem_type])))
     return found
 
 
@@ -154,7 +157,7 @@ def _inside(step: Step, position: int, outer: Callable, moved: bool) -> Iterator
 
 
 def _common_grid(stored: Tensor, readers: Sequence[_Reader | None], fixed: _Fixed) -> tuple | None:
-    """Scale, zero point, unpack and pack, if all readers agree on them."""
+    """Scale, zero point, unpack, pack and bits, if all readers agree on them."""
     grids = [None if reader is None else _grid(stored, reader, fixed) for reader in readers]
     if not grids or any(grid is None for grid in grids):
         return None
@@ -177,7 +180,8 @@ def _grid(stored: Tensor, reader: _Reader, fixed: _Fixed) -> tuple | None:
         return None
     if reader.moved:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    return scale.masked_fill(scale == 0, 1), zero_point, unpack, pack
+    bits = entry.bits(**step.attributes) if entry.bits else None
+    return scale.masked_fill(scale == 0, 1), zero_point, unpack, pack, bits
 
 
 class _Fixed:

@@ -53,7 +53,8 @@ class Stored:
 
     ``reads`` are the positions of the inputs that say how; ``grid(q, *those, **attributes)`` returns the scale and the
     zero point, to broadcast against q. Where several q stand in one stored number, ``unpack(stored, **attributes)``
-    gives q, and ``pack(q, stored, **attributes)`` the tensor to store in the place of ``stored``.
+    gives q, ``pack(q, stored, **attributes)`` the tensor to store in the place of ``stored``, and
+    ``bits(**attributes)`` how many bits a q has (None: as many as a stored number).
     """
 
     operand: int
@@ -61,6 +62,7 @@ class Stored:
     grid: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     unpack: Callable[..., torch.Tensor] | None = None
     pack: Callable[..., torch.Tensor] | None = None
+    bits: Callable[..., int | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def convert(x, to: ElementType, saturate=1, round_mode="up"):
     """``x`` as the element type ``to``, by the rules of Cast. A gradient passes between floats."""
     if isinstance(x, np.ndarray):
         x = torch.from_numpy(x.astype(np.float64))
+    if isinstance(x, Quantised) and _holds(to, x.element_dtype):
+        return Quantised.mark(plain(x), to.dtype)
     x = plain(x) if to.dtype.is_floating_point else materialise(x)
     match to.elem_type:
         case TensorProto.FLOAT4E2M1:
@@ -56,6 +58,15 @@ def convert(x, to: ElementType, saturate=1, round_mode="up"):
     if to.dtype.itemsize == 1 and to.dtype.is_floating_point:
         return _to_float8(x if x.is_floating_point() else x.float(), to.dtype, saturate)
     return x.to(to.dtype)
+
+
+def _holds(to: ElementType, dtype: torch.dtype) -> bool:
+    """Do all whole numbers of ``dtype`` belong to ``to``, an integer type that tensors are quantised to?"""
+    wide = to.dtype in (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32) and to.elem_type not in NARROW
+    if dtype.is_floating_point or not wide:
+        return False
+    given, wanted = torch.iinfo(dtype), torch.iinfo(to.dtype)
+    return wanted.min <= given.min and given.max <= wanted.max
 
 
 def _to_float8(x: torch.Tensor, dtype: torch.dtype, saturate: int) -> torch.Tensor:

@@ -35,8 +35,13 @@ def _limits(element: ElementType) -> tuple[float, float]:
 
 
 def round_to(ratio: torch.Tensor, zero_point, element: ElementType, saturate: int = 1) -> Quantised:
-    """saturate(round(ratio) + zero_point) as whole numbers of the element type; floating ones in their own steps."""
+    """saturate(round(ratio) + zero_point) as whole numbers of the element type; floating ones in their own steps.
+
+    Where no gradient is wanted ``ratio`` is overwritten.
+    """
     low, high = _limits(element)
+    if not torch.is_grad_enabled() and not element.dtype.is_floating_point:
+        return Quantised.mark(ratio.round_().add_(zero_point).clamp_(low, high), element.dtype)
     if element.dtype.is_floating_point:
         rounded = convert(ratio + zero_point, element, saturate).to(ratio.dtype)
     else:
@@ -104,7 +109,10 @@ def quantize_linear(
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype: DType = 0):
     x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)
     dtype = output_dtype or x_scale.dtype
-    return _centred(x, zero_point, _working(x_scale)).to(dtype) * scale.to(dtype)
+    centred, scale = _centred(x, zero_point, _working(x_scale)).to(dtype), scale.to(dtype)
+    if zero_point is None or torch.is_grad_enabled():
+        return centred * scale
+    return centred.mul_(scale)
 
 
 def _working(scale) -> torch.dtype:

@@ -1,7 +1,8 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx import TensorProto
+import torch
+from onnx import TensorProto, parser
 
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_numpy, to_torch
@@ -68,3 +69,16 @@ def test_operator(case):
 def test_bits_are_those_of_the_declared_type_in_a_mirror_of_another_precision():
     mirror = Mirror(case("BitCast", 26, X, to=TensorProto.INT32).model()).double()
     np.testing.assert_array_equal(to_numpy(mirror(to_torch(X))), X.view(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("to", "stays"), [(TensorProto.UINT8, True), (TensorProto.INT32, True), (TensorProto.INT8, False)]
+)
+def test_whole_numbers_carried_by_floats_stay_so_where_the_type_holds_them(to, stays):
+    text = f"""<ir_version: 10, opset_import: ["" : 21]> m (float[2] x, float s) => (float[2] y) {{
+        q = QuantizeLinear (x, s) c = Cast <to = {to}> (q) y = Cast <to = 1> (c) }}"""
+    mirror = Mirror(parser.parse_model(text))
+    x = torch.tensor([0.3, 0.72], requires_grad=True)
+    (y,) = mirror.evaluate([x, torch.tensor(0.1)])
+    assert y.tolist() == [3, 7]
+    assert y.requires_grad == stays

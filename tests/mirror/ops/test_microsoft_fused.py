@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.mirror.harness import case, check, rand
+from tests.mirror.harness import case, check, rand, run_onnxruntime
 
 microsoft = partial(case, domain="com.microsoft")
 
@@ -63,12 +64,17 @@ CASES = [
     microsoft("EmbedLayerNormalization", 1, ints(2, 3, high=7), None, rand(7, 4), rand(9, 4), None, rand(4), rand(4),
               None, ints(2, 3, high=9), outputs=3, epsilon=0.1, exact_second=False),
 ]  # fmt: skip
+# some writers put it into the other domain
+RMS = case("SimplifiedLayerNormalization", 17, rand(2, 3, 5), rand(5))
+CASES.append(replace(RMS, domain="com.microsoft", opset=1, expected=tuple(run_onnxruntime(RMS))))
 # no kernel for the CPU: by torch, as the documentation of the operator defines it
 CASES += [
     microsoft("NhwcConv", 1, NHWC, KERNEL, weights=(1,), strides=[1, 2],
               expected=(F.conv2d(t(IMAGE), t(KERNEL), stride=(1, 2)).movedim(1, -1).numpy(),)),
     microsoft("GemmFastGelu", 1, SPLIT_X, MATRIX, GAMMA, weights=(1,), expected=(
         F.gelu(t(SPLIT_X @ MATRIX + GAMMA), approximate="tanh").numpy(),)),
+    microsoft("FusedMatMulActivation", 1, SPLIT_X, MATRIX.T.copy(), transB=1, alpha=0.5, activation="Tanh",
+              expected=(np.tanh(0.5 * SPLIT_X @ MATRIX),)),
     microsoft("BiasSplitGelu", 1, SPLIT_X, SPLIT_BIAS, expected=(
         ((t(SPLIT_X) + t(SPLIT_BIAS))[..., :4] * F.gelu((t(SPLIT_X) + t(SPLIT_BIAS))[..., 4:])).numpy(),)),
     microsoft("BiasAdd", 1, SPLIT_X, SPLIT_BIAS, SPLIT_X * 2, expected=(3 * SPLIT_X + SPLIT_BIAS,)),
