@@ -1,0 +1,127 @@
+"""Gram matrices of what enters the weight-carrying nodes, collected through the mirror batch by batch.
+
+Memory: one activation batch and K x min(K, block) numbers for a weight with K columns, never the activations of all
+samples. Of a node with many positions (a convolution) a random part of the positions is used, the same number of every
+batch, at least ``ROWS_PER_COLUMN`` for every column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from onnx_obd.calibration.measure import Calibration
+from onnx_obd.surgery.operands import Operand
+
+BLOCK = 1024
+"""Columns of one Gram matrix at most; a wider weight gets the diagonal blocks."""
+
+ROWS_PER_COLUMN = 32
+"""Positions for every column of a Gram matrix, where there are so many."""
+
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """What least squares needs of one block of columns of one operand.
+
+    Attributes:
+        columns: of the block, as a slice of 0..K.
+        gram: X^T X [G, k, k], or [G, k + 1, k + 1] with a column of ones behind, sums over positions.
+        moments: X^T (Y0 - Y) [G, k (+ 1), R].
+        positions: how many there are in all (not only those used), over the samples.
+    """
+
+    columns: slice
+    gram: Tensor
+    moments: Tensor
+    positions: int
+
+
+def column_blocks(columns: int, size: int = BLOCK) -> list[slice]:
+    """0..columns in nearly equal blocks of at most ``size``."""
+    count = -(-columns // size)
+    edges = [round(i * columns / count) for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def normal_equations(
+    calibration: Calibration,
+    operand: Operand,
+    original: Mapping[str, Tensor],
+    columns: slice,
+    generator: torch.Generator,
+) -> NormalEquations:
+    """The equations whose solution d minimises |X d - (Y0 - Y)|^2 over one block of columns.
+
+    X is what enters the node with the mirror's present weights, Y its present output and Y0 the original's.
+    """
+    mirror, slots, ones = calibration.mirror, operand.slots, operand.shift is not None
+    size = columns.stop - columns.start + ones
+    gram, moments, positions = 0.0, 0.0, 0
+    with torch.no_grad():
+        for batch in calibration.batches:
+            values = mirror.evaluate(batch.inputs, outputs=slots)
+            product, present = operand.product(values), values[-1]
+            (wanted,) = mirror.evaluate(batch.inputs, outputs=slots[-1:], weights=original)
+            chosen = _choose(product.positions, size, len(calibration.batches), generator)
+            x = product.features(chosen)[..., columns]
+            x = torch.cat((x, x.new_ones(*x.shape[:-1], 1)), -1) if ones else x
+            error = product.outputs(wanted - present)[:, chosen]
+            share = product.positions / len(chosen)
+            gram = gram + share * (x.mT @ x).double()
+            moments = moments + share * (x.mT @ error).double()
+            positions += product.positions
+    return NormalEquations(columns, gram, moments, positions)
+
+
+def _choose(positions: int, columns: int, batches: int, generator: torch.Generator) -> Tensor:
+    wanted = -(-ROWS_PER_COLUMN * columns // batches)
+    if positions <= wanted:
+        return torch.arange(positions)
+    return torch.randperm(positions, generator=generator)[:wanted]
+
+
+@dataclass(frozen=True)
+class Gram:
+    """X^T X / N of one operand: its diagonal blocks [G, k, k], one for each slice of the columns."""
+
+    operand: Operand
+    blocks: tuple[tuple[slice, Tensor], ...]
+
+
+def collect_grams(
+    calibration: Calibration, operands: Sequence[Operand], generator: torch.Generator, block: int = BLOCK
+) -> dict[str, Gram]:
+    """The Gram matrices of all operands with the mirror's present weights, in one pass over the samples."""
+    mirror = calibration.mirror
+    slots = tuple({slot for operand in operands for slot in operand.slots})
+    sums: dict[str, list[Tensor]] = {}
+    positions = dict.fromkeys((operand.name for operand in operands), 0)
+    with torch.no_grad():
+        for batch in calibration.batches:
+            values = dict(zip(slots, mirror.evaluate(batch.inputs, outputs=slots), strict=True))
+            for operand in operands:
+                product = operand.product(tuple(values[slot] for slot in operand.slots))
+                columns = operand.elements.shape[2]
+                chosen = _choose(product.positions, columns, len(calibration.batches), generator)
+                x, share = product.features(chosen), product.positions / len(chosen)
+                found = [share * (x[..., s].mT @ x[..., s]).double() for s in column_blocks(columns, block)]
+                before = sums.get(operand.name)
+                sums[operand.name] = found if before is None else [a + b for a, b in zip(before, found, strict=True)]
+                positions[operand.name] += product.positions
+    return {
+        operand.name: Gram(
+            operand,
+            tuple(
+                (columns, total / positions[operand.name])
+                for columns, total in zip(
+                    column_blocks(operand.elements.shape[2], block), sums[operand.name], strict=True
+                )
+            ),
+        )
+        for operand in operands
+    }

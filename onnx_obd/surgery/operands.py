@@ -1,0 +1,159 @@
+"""Where each weight multiplies data, and which parameter can shift the result: what a refit may move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onnx_obd.calibration.measure import Batch
+from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.products import Product, product_of
+from onnx_obd.mirror.program import Step
+from onnx_obd.mirror.second import movement
+
+_SHIFTS = {"Add": {0: 1.0, 1: 1.0}, "Sub": {1: -1.0}, "BatchNormalization": {3: -1.0}}
+"""Where a node's output may go next, and the operands there whose rise by factor · d is like a rise of the output by d."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A parameter that shifts the node's output: adding factor · d[elements] to it adds d to y[g, :, r]."""
+
+    name: str
+    elements: Tensor
+    factor: float
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A weight as the matrices of one node.
+
+    Attributes:
+        name: the weight.
+        step: the node that multiplies by it; ``position`` is the weight's place among its inputs.
+        elements: int64 [G, R, K]: which element of the flattened weight stands where in the matrices.
+        shift: where a constant added to each output can go; None if nowhere.
+    """
+
+    name: str
+    step: Step
+    position: int
+    elements: Tensor
+    shift: Shift | None
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The values to look at: the node's operands and its output."""
+        return (*(slot for slot in self.step.inputs if slot), self.step.outputs[0])
+
+    def product(self, values: tuple) -> Product:
+        """The node on recorded values of ``slots``."""
+        *inputs, output = values
+        return _product(self.step, self.position, inputs, output)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape as matrices [G, R, K]."""
+        return weight.detach().reshape(-1)[self.elements]
+
+    def unmatrix(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """Matrices [G, R, K] as a tensor of the weight's shape and dtype."""
+        flat = torch.empty(like.numel(), dtype=matrix.dtype)
+        flat[self.elements.reshape(-1)] = matrix.reshape(-1)
+        return flat.reshape(like.shape).to(like.dtype)
+
+
+def find_operands(mirror: Mirror, batch: Batch, names: Iterable[str]) -> tuple[list[Operand], dict[str, str]]:
+    """The operands of the named weights in graph order, and why the other weights have none.
+
+    Args:
+        batch: of any size; the shapes are read off one run.
+    """
+    found, skipped = [], {}
+    for name in names:
+        operand = _operand(mirror, batch, name)
+        if isinstance(operand, str):
+            skipped[name] = operand
+        else:
+            found.append(operand)
+    order = {id(step): i for i, step in enumerate(mirror.program.steps)}
+    return sorted(found, key=lambda operand: order[id(operand.step)]), skipped
+
+
+def _operand(mirror: Mirror, batch: Batch, name: str) -> Operand | str:
+    """The operand, or why there is none."""
+    places = _places(mirror, mirror.weight_slots()[name])
+    if len(places) != 1:
+        return f"multiplies in {len(places)} nodes" if places else "its node lies in a subgraph"
+    ((step, position),) = places
+    slots = tuple(slot for slot in step.inputs if slot)
+    weight = mirror.weights[name]
+    ids = torch.arange(weight.numel(), dtype=torch.float64).reshape(weight.shape)
+    with torch.no_grad():
+        *inputs, output = mirror.evaluate(batch.inputs, outputs=(*slots, step.outputs[0]))
+        product = _product(step, position, inputs, output)
+        if product is None:
+            return f"no matrix form of {step.operator.name} is known"
+        moved = mirror.evaluate(batch.inputs, outputs=(step.inputs[position],), weights={name: ids})[0]
+    elements = product.matrix(moved).long()
+    if elements.numel() != len(ids.reshape(-1)) or not torch.equal(elements.reshape(-1).sort().values, ids.reshape(-1)):
+        return f"{step.operator.name} sees it in parts or joined with other values"
+    return Operand(name, step, position, elements, _shift(mirror, step, product, output))
+
+
+def _product(step: Step, position: int, inputs: list[Any], output: Tensor) -> Product | None:
+    present = [slot for slot in step.inputs[:position] if slot]
+    return product_of(step.operator, len(present), inputs, dict(step.attributes), output)
+
+
+def _places(mirror: Mirror, slot: int) -> list[tuple[Step, int]]:
+    """The (node, position) pairs of the main graph at which a value arrives, past nodes that only rearrange it."""
+    found = []
+    for step in mirror.program.steps:
+        for position, source in enumerate(step.inputs):
+            if source != slot:
+                continue
+            if step.operator.second is movement and position not in step.operator.weights and not step.bodies:
+                found += [place for output in step.outputs for place in _places(mirror, output)]
+            else:
+                found.append((step, position))
+    return [(step, position) for step, position in found if not step.bodies]
+
+
+def _shift(mirror: Mirror, step: Step, product: Product, output: Tensor) -> Shift | None:
+    """The node's own bias, or the parameter of the one node that takes its output."""
+    names = {slot: name for name, slot in mirror.weight_slots().items()}
+    (output_slot,) = step.outputs
+    candidates: list[tuple[int, float, bool]] = []
+    if product.bias is not None:
+        position, factor = product.bias
+        candidates.append((step.inputs[position], 1 / factor if factor else 0.0, output.dim() > 2))
+    elif output_slot not in mirror.program.outputs:
+        takers = [other for other in mirror.program.steps if output_slot in other.inputs]
+        if len(takers) == 1:
+            taken = takers[0].operator
+            factors, per_channel = _SHIFTS.get(taken.name, {}), taken.name == "BatchNormalization"
+            pairs = [(slot, factors.get(position, 0.0)) for position, slot in enumerate(takers[0].inputs)]
+            candidates += [(slot, factor, per_channel) for slot, factor in pairs if slot != output_slot]
+    for slot, factor, per_channel in candidates:
+        if slot in names and factor and len(_places(mirror, slot)) == 1:
+            bias = mirror.weights[names[slot]]
+            ids = torch.arange(bias.numel(), dtype=torch.float64).reshape(bias.shape)
+            elements = _rows(ids.reshape(-1, *[1] * (output.dim() - 2)) if per_channel else ids, product, output)
+            if elements is not None:
+                return Shift(names[slot], elements, factor)
+    return None
+
+
+def _rows(ids: Tensor, product: Product, output: Tensor) -> Tensor | None:
+    """Which element of a bias reaches each output row [G, R]; None unless each element reaches exactly one row."""
+    try:
+        rows = product.outputs(ids.expand(output.shape))
+    except RuntimeError:  # it broadcasts the output to a larger shape
+        return None
+    first = rows[:, :1]
+    once = torch.equal(first.reshape(-1).sort().values, ids.reshape(-1))
+    return first[:, 0].long() if once and torch.equal(rows, first.expand_as(rows)) else None

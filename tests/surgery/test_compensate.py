@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+import torch
+from onnx import helper
+
+from onnx_obd.surgery.compensate import accept, compensate
+from onnx_obd.surgery.gram import collect_grams, column_blocks, normal_equations
+from onnx_obd.surgery.mask import apply_masks, snapshot
+from onnx_obd.surgery.operands import find_operands
+from tests.curvature.networks import calibration, linear, mlp, model
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def pruned(proto, names, sparsity=0.5, count=40, **kwargs):
+    """A calibration whose mirror lost a random part of the named weights; the original weights; the masks."""
+    found, _ = calibration(proto, count=count, batch_size=8, **kwargs)
+    original = snapshot(found.mirror)
+    keep = {name: torch.rand(original[name].shape, generator=generator()) >= sparsity for name in names}
+    apply_masks(found.mirror, keep)
+    return found, original, keep
+
+
+def test_a_refit_of_one_node_is_the_least_squares_solution():
+    """Against numpy's lstsq on the augmented system, row by row."""
+    found, original, keep = pruned(linear(), ["w0"])
+    (operand,), _ = find_operands(found.mirror, found.batches[0], ["w0"])
+    x = torch.cat([b.inputs[0] for b in found.batches]).double()
+    target = x @ original["w0"] + original["b0"]
+    compensate(found, found, [operand], original, keep)
+    w, b = (found.mirror.weights[n].detach() for n in ("w0", "b0"))
+    ones = torch.cat((x, torch.ones(len(x), 1, dtype=torch.float64)), 1)
+    for column in range(w.shape[1]):
+        s = torch.cat((keep["w0"][:, column], torch.tensor([True])))
+        a = ones[:, s].numpy()
+        start = torch.cat((original["w0"][:, column], original["b0"][column : column + 1]))[s].numpy()
+        damping = 0.01 * float(ones.square().sum(0).mean())
+        rows = np.vstack((a, np.sqrt(damping) * np.eye(a.shape[1])))
+        values = np.concatenate((target[:, column].numpy(), np.sqrt(damping) * start))
+        expected = np.linalg.lstsq(rows, values, rcond=None)[0]
+        got = torch.cat((w[:, column], b[column : column + 1]))[s].numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
+    assert (w[~keep["w0"]] == 0).all()
+
+
+def test_the_acceptance_loss_never_rises_and_falls_where_it_can():
+    found, original, keep = pruned(mlp(sizes=(6, 8, 7, 3)), ["w0", "w1", "w2"])
+    (operands, skipped), before = find_operands(found.mirror, found.batches[0], keep), found.loss()
+    assert not skipped
+    assert [operand.name for operand in operands] == ["w0", "w1", "w2"]
+    refits = compensate(found, found, operands, original, keep)
+    losses = [before, *(refit.loss_after for refit in refits)]
+    assert losses == sorted(losses, reverse=True)
+    assert found.loss() == pytest.approx(losses[-1])
+    assert losses[-1] < 0.7 * before
+    assert all((found.mirror.weights[name][~mask] == 0).all() for name, mask in keep.items())
+
+
+def test_a_change_that_harms_is_undone():
+    found, _, _ = pruned(linear(), ["w0"])
+    before, loss = snapshot(found.mirror), found.loss()
+    assert accept(found.mirror, {"w0": 100 * torch.ones(4, 3)}, found, loss) == (0.0, loss)
+    assert all(torch.equal(found.mirror.weights[name], value) for name, value in before.items())
+
+
+def test_too_few_positions_are_said():
+    found, original, keep = pruned(mlp(sizes=(9, 4, 2)), ["w0"], sparsity=0.1, count=3)
+    before = snapshot(found.mirror)
+    operands, _ = find_operands(found.mirror, found.batches[0], ["w0"])
+    (refit,) = compensate(found, found, operands, original, keep)
+    assert refit.reason == "3 positions for 8 weights per output"
+    assert all(torch.equal(found.mirror.weights[name], value) for name, value in before.items())
+
+
+def test_blocks_of_columns_lower_the_error_too(monkeypatch):
+    assert [(b.start, b.stop) for b in column_blocks(10, 4)] == [(0, 3), (3, 7), (7, 10)]
+    found, original, keep = pruned(mlp(sizes=(10, 3)), ["w0"])
+    before = found.loss()
+    monkeypatch.setattr("onnx_obd.surgery.compensate.column_blocks", lambda columns: column_blocks(columns, 4))
+    operands, _ = find_operands(found.mirror, found.batches[0], ["w0"])
+    refits = compensate(found, found, operands, original, keep)
+    assert len(refits) == 3
+    assert found.loss() < before
+
+
+def conv_net(bias_of="none"):
+    """Conv (grouped) -> BatchNormalization, Add or nothing -> Relu."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(6, 2, 3, 3))}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv", group=2, pads=[1, 1, 1, 1])]
+    if bias_of == "norm":
+        weights |= {"s": rng.uniform(1, 2, 6), "b": rng.normal(size=6)}
+        weights |= {"m": rng.normal(size=6), "v": rng.uniform(1, 2, 6)}
+        nodes.append(helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"], name="norm"))
+    elif bias_of == "add":
+        weights |= {"b": rng.normal(size=(6, 1, 1))}
+        nodes.append(helper.make_node("Add", ["c", "b"], ["y"], name="add"))
+    else:
+        nodes.append(helper.make_node("Relu", ["c"], ["y"], name="relu"))
+    return model(nodes, {"x": ["N", 4, 6, 6]}, {"y": ["N", 6, 6, 6]}, weights)
+
+
+@pytest.mark.parametrize(("bias_of", "shifted"), [("norm", "m"), ("add", "b"), ("none", None)])
+def test_the_bias_stands_where_the_graph_has_it(bias_of, shifted):
+    found, original, keep = pruned(conv_net(bias_of), ["w"])
+    (operand,), _ = find_operands(found.mirror, found.batches[0], ["w"])
+    assert (operand.shift.name if operand.shift else None) == shifted
+    before = found.loss()
+    compensate(found, found, [operand], original, keep)
+    assert found.loss() < before
+    changed = {n for n, v in original.items() if not torch.equal(found.mirror.weights[n].detach(), v)}
+    assert changed == {"w", shifted} - {None}
+
+
+def test_shifting_the_statistic_shifts_the_output():
+    """d added to the output of Conv is the same as the shift the operand names."""
+    found, _, _ = pruned(conv_net("norm"), ["w"], sparsity=0.0)
+    (operand,), _ = find_operands(found.mirror, found.batches[0], ["w"])
+    x = found.batches[0].inputs
+    convolved, y = found.mirror.evaluate(x, outputs=("c", "y"))
+    d = torch.arange(6.0, dtype=torch.float64)
+    normalised = torch.batch_norm(
+        convolved + d.view(-1, 1, 1), *(found.mirror.weights[n].detach() for n in "sbmv"), False, 0.0, 1e-5, False
+    )
+    mean = found.mirror.weights["m"].detach().clone()
+    mean[operand.shift.elements.reshape(-1)] += operand.shift.factor * d
+    torch.testing.assert_close(found.mirror.evaluate(x, outputs=("y",), weights={"m": mean})[0], normalised)
+    assert not torch.allclose(y, normalised)
+
+
+def test_weights_are_followed_through_rearranging_nodes():
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], name="t"),
+        helper.make_node("MatMul", ["x", "t"], ["y"], name="m"),
+    ]
+    proto = model(nodes, {"x": ["N", 5]}, {"y": ["N", 3]}, {"w": rng.normal(size=(3, 5))})
+    found, original, _ = pruned(proto, [])
+    (operand,), _ = find_operands(found.mirror, found.batches[0], ["w"])
+    assert torch.equal(operand.matrix(original["w"])[0], original["w"])
+    assert torch.equal(operand.unmatrix(operand.matrix(original["w"]), original["w"]), original["w"])
+
+
+def test_weights_without_a_matrix_form_are_named():
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="m0"),
+        helper.make_node("MatMul", ["h", "w"], ["g"], name="m1"),
+        helper.make_node("Einsum", ["g", "v"], ["y"], name="e", equation="ni,ij->nj"),
+    ]
+    weights = {"w": rng.normal(size=(3, 3)), "v": rng.normal(size=(3, 2))}
+    found, _, _ = pruned(model(nodes, {"x": ["N", 3]}, {"y": ["N", 2]}, weights), [])
+    operands, skipped = find_operands(found.mirror, found.batches[0], ["w", "v"])
+    assert not operands
+    assert skipped == {"w": "multiplies in 2 nodes", "v": "no matrix form of Einsum is known"}
+
+
+def test_grams_are_means_over_positions():
+    found, _, _ = pruned(mlp(sizes=(5, 4, 3)), [], count=20)
+    operands, _ = find_operands(found.mirror, found.batches[0], ["w0", "w1"])
+    grams = collect_grams(found, operands, generator(), block=3)
+    x = torch.cat([b.inputs[0] for b in found.batches]).double()
+    blocks = grams["w0"].blocks
+    assert [(s.start, s.stop) for s, _ in blocks] == [(0, 2), (2, 5)]
+    for columns, block in blocks:
+        torch.testing.assert_close(block[0], x[:, columns].mT @ x[:, columns] / len(x))
+
+
+def test_a_part_of_many_positions_estimates_the_sums():
+    """A convolution over more positions than are used: the sampled sums are near the sums over all."""
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    proto = model(nodes, {"x": ["N", 1, 24, 23]}, {"y": ["N", 2, 22, 22]}, {"w": rng.normal(size=(2, 1, 3, 2))})
+    found, original, _ = pruned(proto, ["w"], count=4)
+    (operand,), _ = find_operands(found.mirror, found.batches[0], ["w"])
+    sampled = normal_equations(found, operand, original, slice(0, 6), generator())
+    windows = found.batches[0].inputs[0].double().unfold(2, 3, 1).unfold(3, 2, 1).reshape(-1, 6)
+    assert sampled.positions == len(windows) == 4 * 22 * 22
+    exact = windows.mT @ windows
+    assert not torch.allclose(sampled.gram[0], exact)
+    torch.testing.assert_close(sampled.gram[0].diagonal(), exact.diagonal(), rtol=0.5, atol=0)
