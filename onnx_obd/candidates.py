@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.curvature import estimate_curvature
-from onnx_obd.errors import NumericalError
-from onnx_obd.finetune import finetune
-from onnx_obd.plan.elementwise import plan_elements, schedule
-from onnx_obd.records import Plan, Quality, Round
+from onnx_obd.evidence import gather
+from onnx_obd.plan.nm import Pattern, reduction_axis
+from onnx_obd.plan.rounds import Rounds
+from onnx_obd.plan.scope import make_pools, parse_sparsity_of
+from onnx_obd.records import Plan, Quality, Round, Saliency
+from onnx_obd.recovery import Recipe, Training
 from onnx_obd.run import Run
 from onnx_obd.saliency import find_criterion, score
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
-
-CONTROL = "magnitude"
-"""What is always measured beside the chosen method."""
+from onnx_obd.surgery.operands import find_operands
 
 
 @dataclass(frozen=True)
@@ -39,83 +39,105 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
     The mirror starts from the original weights and is left with the result.
     """
     start = time.perf_counter()
-    options, criterion = run.options, find_criterion(method)
+    options = run.options
     restore(run.mirror, run.original)
-    keep: dict[str, Tensor] = {name: run.original[name] != 0 for name in run.prunable}
-    targets = schedule(sparsity, rounds, start=_zeros(keep))
+    keep = original_masks(run)
+    schedule = planned_rounds(run, sparsity, rounds, keep)
+    values = snapshot(run.mirror)  # of deleted weights: what they were before
     history: list[Round] = []
-    loss = (run.scoring.loss(), run.held_back.loss())
-    plan = None
-    for number, target in enumerate(targets, 1):
+    plan, loss = None, losses(run)
+    for number in range(1, rounds + 1):
         began = time.perf_counter()
-        with run.progress.stage(f"{method}: round {number} of {len(targets)}") as report, run.timed("curvature"):
-            curvature = None
-            if criterion.needs_curvature:
-                curvature = estimate_curvature(
-                    options.curvature,
-                    run.scoring,
-                    run.probed,
-                    run.prunable,
-                    num_probes=options.num_probes,
-                    seed=options.seed + number,
-                    progress=report,
-                )
-        saliency = score(method, {name: run.mirror.weights[name] for name in run.prunable}, curvature)
-        plan = plan_elements(saliency, target, keep)
-        keep = dict(plan.keep)
+        saliency = rank(run, method, number, rounds, values if options.variant == "regrow" else run.mirror.weights)
+        if options.variant == "regrow":
+            restore(run.mirror, values)
+            keep = original_masks(run)
+        plan = schedule.plan(number, saliency, keep)
+        keep, before = dict(plan.keep), snapshot(run.mirror)
         apply_masks(run.mirror, keep)
-        after = (run.scoring.loss(), run.held_back.loss())
-        history.append(
-            Round(
-                sparsity=plan.sparsity,
-                predicted=plan.predicted_loss_change,
-                measured_scoring=after[0] - loss[0],
-                measured_held_back=after[1] - loss[1],
-                loss_held_back=after[1],
-                seconds=time.perf_counter() - began,
+        after = losses(run)
+        history.append(measured_round(plan, loss, after, began))
+        if number < rounds and options.retrain_epochs:
+            if options.variant == "decay":
+                restore(run.mirror, before)
+            _retrain(run, keep, f"{method}: training")
+            after = losses(run)
+        loss = after
+        present = snapshot(run.mirror)
+        values = {name: torch.where(keep[name], w, values[name]) if name in keep else w for name, w in present.items()}
+    return candidate(run, method, plan, history, start)
+
+
+def rank(run: Run, method: str, number: int, rounds: int, weights: Mapping[str, Tensor]) -> Saliency:
+    """The scores of ``weights``, with the derivatives where the mirror stands."""
+    options, criterion = run.options, find_criterion(method)
+    curvature = None
+    with run.progress.stage(f"{method}: round {number} of {rounds}") as report, run.timed("curvature"):
+        if criterion.needs_curvature:
+            curvature = estimate_curvature(
+                options.curvature,
+                run.scoring,
+                run.probed,
+                run.prunable,
+                num_probes=options.num_probes,
+                seed=options.seed + number,
+                progress=report,
             )
-        )
-        last = number == len(targets)
-        _train(run, keep, options.finetune_epochs if last else options.retrain_epochs, f"{method}: training")
-        loss = (run.scoring.loss(), run.held_back.loss()) if not last else after
+        evidence = gather(criterion, run.scoring, run.prunable)
+    prunable = {name: weights[name] for name in run.prunable}
+    return score(method, prunable, curvature, evidence, seed=options.seed + number)
+
+
+def candidate(run: Run, method: str, plan: Plan, history: list[Round], start: float) -> Candidate:
+    """The mirror's present weights, measured on the held-back samples. ``start`` is when work on them began."""
+    seconds = time.perf_counter() - start
+    values = head_values(run.held_back)
     quality = assess(
-        run.held_back,
-        head_values(run.held_back),
-        run.original_values,
-        method=method,
-        sparsity=plan.sparsity,
-        seconds=time.perf_counter() - start,
+        run.held_back, values, run.original_values, method=method, sparsity=plan.sparsity, seconds=seconds
     )
     return Candidate(quality, plan, snapshot(run.mirror), tuple(history))
 
 
-def _zeros(keep: Mapping[str, Tensor]) -> float:
-    total = sum(mask.numel() for mask in keep.values())
-    return 1 - sum(int(mask.sum()) for mask in keep.values()) / total
+def losses(run: Run) -> tuple[float, float]:
+    """On the scoring and on the held-back samples."""
+    return run.scoring.loss(), run.held_back.loss()
 
 
-def _train(run: Run, keep: Mapping[str, Tensor], epochs: int, label: str) -> None:
-    if epochs:
-        with run.progress.stage(label) as report, run.timed("training"):
-            finetune(
-                run.scoring,
-                run.held_back,
-                keep,
-                epochs=epochs,
-                learning_rate=run.options.learning_rate,
-                seed=run.options.seed,
-                progress=report,
-            )
+def measured_round(plan: Plan, before: tuple[float, float], after: tuple[float, float], began: float) -> Round:
+    """What a deletion did to the losses."""
+    return Round(
+        sparsity=plan.sparsity,
+        predicted=plan.predicted_loss_change,
+        measured_scoring=after[0] - before[0],
+        measured_held_back=after[1] - before[1],
+        loss_held_back=after[1],
+        seconds=time.perf_counter() - began,
+    )
 
 
-def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
-    """The method asked for and the control, and which of them has the lower held-back loss."""
+def original_masks(run: Run) -> dict[str, Tensor]:
+    """True where the original is not zero already."""
+    return {name: run.original[name] != 0 for name in run.prunable}
+
+
+def planned_rounds(run: Run, sparsity: float, count: int, start: Mapping[str, Tensor]) -> Rounds:
     options = run.options
-    candidates = [prune_by(run, options.method, options.sparsity, options.rounds)]
-    if options.method != CONTROL:
-        candidates.append(prune_by(run, CONTROL, options.sparsity, 1))
-    best = min(candidates, key=lambda candidate: candidate.quality.loss)
-    if not math.isfinite(best.quality.loss):
-        raise NumericalError("the pruned model's loss is not finite")
-    restore(run.mirror, best.weights)
-    return best, candidates
+    overrides = parse_sparsity_of(options.sparsity_of)
+    pools = make_pools(run.prunable, sparsity, scope=options.scope, sparsity_of=overrides)
+    axes = nm_axes(run, options.pattern) if options.pattern else {}
+    return Rounds(count, pools, start, options.pattern, axes)
+
+
+def nm_axes(run: Run, pattern: Pattern) -> dict[str, int]:
+    """The axis of each prunable weight along which it can have the pattern; without those that cannot."""
+    operands, _ = find_operands(run.mirror, run.scoring.batches[0], run.prunable)
+    shapes = {operand.name: tuple(run.original[operand.name].shape) for operand in operands}
+    axes = {operand.name: reduction_axis(operand.elements, shapes[operand.name]) for operand in operands}
+    return {name: axis for name, axis in axes.items() if pattern.fits(shapes[name], axis)}
+
+
+def _retrain(run: Run, keep: Mapping[str, Tensor], label: str) -> None:
+    options = run.options
+    recipe = Recipe(options.retrain_epochs, None, options.learning_rate, options.seed, options.variant == "decay")
+    with run.progress.stage(label) as report, run.timed("training"):
+        Training(run.scoring, run.original, keep, recipe).run(report)

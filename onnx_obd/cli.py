@@ -13,6 +13,8 @@ import click
 
 from onnx_obd._version import __version__
 from onnx_obd.errors import OnnxObdError
+from onnx_obd.options import VARIANTS
+from onnx_obd.plan.scope import SCOPES
 
 
 class MainOrCommand(click.Group):
@@ -60,6 +62,12 @@ _prune_options = [
     click.option("--data", required=True, metavar="PATH", help="Samples: a folder, a file, or module:function."),
     click.option("-o", "--output", type=click.Path(path_type=Path), help="Result; MODEL.obd.onnx by default."),
     click.option("-s", "--sparsity", type=float, default=0.5, show_default=True, help="Fraction to delete, in [0, 1)."),
+    click.option("--max-drop", type=float, help="Instead: the fall of accuracy (or agreement) to allow, e.g. 0.01."),
+    click.option("--loss-budget", type=float, help="Instead: the rise of the held-back loss to allow."),
+    click.option("--target-size", metavar="SIZE", help="Instead: the size of the file to come below, e.g. 5MB."),
+    click.option("--nm", metavar="N:M", help="Instead: at most N of M consecutive weights, e.g. 2:4."),
+    click.option("--scope", type=click.Choice(SCOPES), default="global", show_default=True, help="Ranked together."),
+    click.option("--sparsity-of", multiple=True, metavar="PATTERN=X", help="A sparsity for some tensors alone."),
     click.option("--labels", type=click.Path(path_type=Path), help="Labels, if they are not with the data."),
     click.option("--method", default="obd", show_default=True, help="Criterion to rank weights by."),
     click.option("--curvature", default="lecun_scaled", show_default=True, help="Estimator of second derivatives."),
@@ -71,9 +79,19 @@ _prune_options = [
     click.option("--include", multiple=True, callback=_patterns, help="Only weights whose name matches (*, ?, [..])."),
     click.option("--exclude", multiple=True, callback=_patterns, help="Not the weights whose name matches."),
     click.option("--prune-biases", is_flag=True, help="Rank biases and normalisation parameters too."),
-    click.option("--finetune-epochs", type=int, default=0, show_default=True, help="Masked training afterwards."),
     click.option("--retrain-epochs", type=int, default=0, show_default=True, help="Masked training after each round."),
+    click.option(
+        "--variant",
+        type=click.Choice(VARIANTS),
+        default="delete",
+        show_default=True,
+        help="Zero weights, let them decay while training, or let them return in later rounds.",
+    ),
+    click.option("--recover-minutes", type=float, default=0.0, show_default=True, help="Masked training at the end."),
+    click.option("--recover-epochs", type=int, default=0, show_default=True, help="The same, by passes."),
     click.option("--learning-rate", type=float, default=2e-2, show_default=True, help="Relative to typical weights."),
+    click.option("--checkpoint", metavar="PATH", help="Save the recovery there as it goes on."),
+    click.option("--resume", is_flag=True, help="Go on with the recovery saved there."),
     click.option("--held-back", type=float, default=0.25, show_default=True, help="Fraction of samples to measure on."),
     click.option("--samples", type=int, help="Use at most this many samples."),
     click.option("--batch-size", type=int, default=32, show_default=True),

@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onnx_obd.errors import UsageError
+from onnx_obd.plan.nm import Pattern
+from onnx_obd.plan.scope import SCOPES, parse_sparsity_of
+from onnx_obd.plan.targets import Goal, parse_size
+
+VARIANTS = ("delete", "decay", "regrow")
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,21 @@ class Options:
         seed: of the split, the probes and the fine-tuning order.
         include, exclude: name patterns of weights.
         prune_biases: rank biases and normalisation parameters too.
-        finetune_epochs: masked training after the last round; 0 for none.
+        max_drop: instead of a sparsity: as sparse as the held-back accuracy (without labels: agreement) allows, if it
+            may fall by this fraction.
+        loss_budget: instead of a sparsity: as sparse as it goes while the held-back loss rises by no more.
+        target_size: instead of a sparsity: the size of the file to come below, such as "5MB".
+        scope: "global" ranks all weights together, "tensor" each tensor by itself.
+        sparsity_of: "PATTERN=SPARSITY" for tensors that get a sparsity of their own.
+        nm: a pattern such as "2:4" instead of a sparsity.
+        variant: "delete" zeroes weights; "decay" lets them shrink to zero while the others are trained; "regrow" lets
+            deleted weights return in a later round.
         retrain_epochs: masked training after each round but the last (the paper's iteration); 0 for none.
+        recover_epochs: masked training of the variant chosen in the end; 0 for none.
+        recover_minutes: the same, by time; with both, whichever ends first.
         learning_rate: of the training, relative to the typical weight of each tensor.
+        checkpoint: file that the final training is saved to as it goes on.
+        resume: go on from that file instead of pruning anew.
         format: "auto", "dense" or "sparse" storage of the result.
         benchmark: time the result against the original.
         threads: of onnxruntime in the timing.
@@ -50,9 +67,19 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     prune_biases: bool = False
-    finetune_epochs: int = 0
+    max_drop: float | None = None
+    loss_budget: float | None = None
+    target_size: str | None = None
+    scope: str = "global"
+    sparsity_of: tuple[str, ...] = ()
+    nm: str | None = None
+    variant: str = "delete"
     retrain_epochs: int = 0
+    recover_epochs: int = 0
+    recover_minutes: float = 0.0
     learning_rate: float = 2e-2
+    checkpoint: str | None = None
+    resume: bool = False
     format: str = "auto"
     benchmark: bool = True
     threads: int = 1
@@ -66,7 +93,17 @@ class Options:
             (self.probe_samples >= 1, f"probe samples must be at least 1, not {self.probe_samples}"),
             (self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}"),
             (self.threads >= 1, f"threads must be at least 1, not {self.threads}"),
-            (self.finetune_epochs >= 0 and self.retrain_epochs >= 0, "epochs must not be negative"),
+            (self.recover_epochs >= 0 and self.retrain_epochs >= 0, "epochs must not be negative"),
+            (0 <= self.recover_minutes < 1e6, f"minutes must not be negative, not {self.recover_minutes:g}"),
+            (self.max_drop is None or 0 <= self.max_drop < 1, f"the drop must be in [0, 1), not {self.max_drop}"),
+            (self.loss_budget is None or self.loss_budget >= 0, f"the budget must not be negative: {self.loss_budget}"),
+            (len(self._goals) <= 1, f"give only one of {', '.join(self._goals)}"),
+            (self.scope in SCOPES, f"scope is {' or '.join(SCOPES)}, not {self.scope}"),
+            (self.variant in VARIANTS, f"variant is {', '.join(VARIANTS)}, not {self.variant}"),
+            (self.variant != "decay" or self.retrain_epochs, "decay happens during training: give --retrain-epochs"),
+            (self.variant != "regrow" or self.rounds > 1, "weights return in later rounds: give --rounds"),
+            (not self.checkpoint or self.recovers, "a checkpoint is of the recovery: give --recover-minutes"),
+            (not self.resume or self.checkpoint, "--resume needs the file of --checkpoint"),
             (self.learning_rate > 0, f"learning rate must be positive, not {self.learning_rate:g}"),
             (self.temperature is None or self.temperature > 0, f"temperature must be positive, not {self.temperature}"),
             (self.seed >= 0, f"seed must not be negative, not {self.seed}"),
@@ -75,6 +112,28 @@ class Options:
         for holds, message in rules:
             if not holds:
                 raise UsageError(message)
+        parse_sparsity_of(self.sparsity_of)
+        _ = self.goal, self.pattern  # what cannot be read is told before the work
+
+    @property
+    def _goals(self) -> list[str]:
+        names = ("max_drop", "loss_budget", "target_size", "nm")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+
+    @property
+    def goal(self) -> Goal | None:
+        """What is asked for instead of a sparsity, if anything."""
+        size = None if self.target_size is None else parse_size(self.target_size)
+        goal = Goal(self.max_drop, self.loss_budget, size)
+        return None if goal == Goal() else goal
+
+    @property
+    def pattern(self) -> Pattern | None:
+        return None if self.nm is None else Pattern.parse(self.nm)
+
+    @property
+    def recovers(self) -> bool:
+        return bool(self.recover_epochs or self.recover_minutes)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,6 +5,7 @@
 3. compute the saliencies           s = 1/2 h w^2
 4. sort and delete some             plan, mask
 5. iterate                          rounds, with retraining between them if asked
+   recover                          masked training of the best                ``recover``
 6. prove it                         write back, compare, measure, report       ``proof.finish``
 """
 
@@ -21,7 +22,7 @@ from onnx_obd.calibration.folder import load_samples
 from onnx_obd.calibration.image_options import ImageOptions
 from onnx_obd.calibration.inputs import is_batchable, read_inputs
 from onnx_obd.calibration.samples import Samples
-from onnx_obd.candidates import choose
+from onnx_obd.choice import choose
 from onnx_obd.errors import UsageError
 from onnx_obd.export import check_destination
 from onnx_obd.graph.load import load_model
@@ -31,6 +32,7 @@ from onnx_obd.plan.selection import select_weights
 from onnx_obd.progress import Progress
 from onnx_obd.proof import Result, finish
 from onnx_obd.records import Latency, WeightSummary
+from onnx_obd.recover import recover, resume
 from onnx_obd.run import prepare
 from onnx_obd.runtime.latency import measure_latency
 
@@ -80,7 +82,9 @@ def prune(
             progress=report,
         )
     run = prepare(source, samples, chosen, progress)
-    best, candidates = choose(run)
+    best, candidates = resume(run) if chosen.resume else choose(run)
+    if chosen.recovers and not chosen.resume:
+        best, candidates = recover(run, best, candidates)
     return finish(run, best, candidates, destination, samples, overwrite_input)
 
 

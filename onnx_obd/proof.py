@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-import torch
 
 from onnx_obd._version import __version__
 from onnx_obd.calibration.quality import assess
@@ -44,7 +42,7 @@ def finish(
 
     The mirror holds the candidate's weights.
     """
-    changed = _changed_weights(run)
+    changed = run.changed_weights()
     pruned = onnx.ModelProto()
     pruned.CopyFrom(run.model.proto)
     write_weights(pruned, changed)
@@ -67,15 +65,6 @@ def finish(
         with run.progress.stage("timing") as report, run.timed("timing"):
             latency = measure_latency(run.model.proto, pruned, samples, threads=run.options.threads, progress=report)
     return Result(destination, _report(run, best, candidates, written, dense, exported, latency, export_error))
-
-
-def _changed_weights(run: Run) -> dict[str, np.ndarray]:
-    state = run.mirror.state()
-    return {
-        name: state[name]
-        for name, value in run.original.items()
-        if not torch.equal(run.mirror.weights[name].detach(), value)
-    }
 
 
 def _provenance(run: Run, samples: Samples) -> dict[str, str]:

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,15 @@ class Run:
     @property
     def prunable(self) -> list[str]:
         return [weight.name for weight in self.weights if weight.prunable]
+
+    def changed_weights(self) -> dict[str, np.ndarray]:
+        """The mirror's weights that are no longer the original's, as the file holds them."""
+        state = self.mirror.state()
+        return {
+            name: state[name]
+            for name, value in self.original.items()
+            if not torch.equal(self.mirror.weights[name].detach(), value)
+        }
 
     @contextmanager
     def timed(self, stage: str):

@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_file(run, model):
 def test_finetuning_with_labels_keeps_zeros_and_does_not_hurt(run, model):
     common = (model, "--data", model.parent / "x.npy", "-s", "0.8", "--json", "-", *QUICK)
     _, plain, _ = run(*common, "-o", "plain.onnx")
-    _, tuned, _ = run(*common, "-o", "tuned.onnx", "--finetune-epochs", "5")
+    _, tuned, _ = run(*common, "-o", "tuned.onnx", "--recover-epochs", "5")
     plain, tuned = json.loads(plain), json.loads(tuned)
     assert tuned["exported"]["loss"] <= plain["exported"]["loss"]
     assert tuned["sparsity"] == plain["sparsity"]
@@ -231,7 +231,7 @@ def test_ctrl_c_leaves_nothing(run, model, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnx_obd.candidates.plan_elements", interrupt)
+    monkeypatch.setattr("onnx_obd.candidates.apply_masks", interrupt)
     before = files(model.parent)
     code, out, err = run(model, "--data", model.parent / "x.npy", "-o", model.parent / "out.onnx", *QUICK)
     assert code == 130 and out == "" and "interrupted" in err

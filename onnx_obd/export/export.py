@@ -84,18 +84,18 @@ def export_model(
     """
     destination = Path(destination)
     check_destination(original.path, destination, overwrite_input=overwrite_input, external=original.external.values())
-    proto = onnx.ModelProto()
-    proto.CopyFrom(original.proto)
-    names = set(weights)
-    if get_metadata(proto, RECORD) is not None:  # an earlier export of ours: decide anew
-        names |= sparse_weights(proto)
-        restore_dense(proto)
-    write_weights(proto, weights)
-    for key, value in (provenance or {}).items():
-        set_metadata(proto, key, value)
-    encodings = _choose(proto, names, format)
-    apply_encodings(proto, encodings)
+    proto, encodings = _encoded(original, weights, format, provenance)
     return _write(original, proto, destination, tuple(encoding.summary for encoding in encodings))
+
+
+def exported_size(
+    original: Model,
+    weights: Mapping[str, np.ndarray],
+    format: Format = "auto",
+    provenance: Mapping[str, str] | None = None,
+) -> int:
+    """Bytes of the file that :func:`export_model` would write, external data included; nothing is written."""
+    return _encoded(original, weights, format, provenance)[0].ByteSize()
 
 
 def densify_model(
@@ -151,6 +151,24 @@ def check_destination(
     for location in set(external):
         if destination.samefile(data_path(source, location)):
             raise UsageError(f"{destination}: holds the input's external data; choose another name for the output")
+
+
+def _encoded(
+    original: Model, weights: Mapping[str, np.ndarray], format: Format, provenance: Mapping[str, str] | None
+) -> tuple[onnx.ModelProto, list[Encoding]]:
+    """The model with the new values, sparse where the format says so, and what was made sparse."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(original.proto)
+    names = set(weights)
+    if get_metadata(proto, RECORD) is not None:  # an earlier export of ours: decide anew
+        names |= sparse_weights(proto)
+        restore_dense(proto)
+    write_weights(proto, weights)
+    for key, value in (provenance or {}).items():
+        set_metadata(proto, key, value)
+    encodings = _choose(proto, names, format)
+    apply_encodings(proto, encodings)
+    return proto, encodings
 
 
 def _choose(proto: onnx.ModelProto, names: set[str], format: Format) -> list[Encoding]:

@@ -69,6 +69,21 @@ class Pattern:
         return int((nonzero > self.n).sum())
 
 
+def reduction_axis(elements: Tensor, shape: tuple[int, ...]) -> int:
+    """The axis of a weight that its node sums over; of a kernel the input channels, not the offsets in the window.
+
+    It is the first axis that does more than tell the outputs apart.
+
+    Args:
+        elements: int64 [G, R, K]: which element of the flattened weight multiplies feature k for output r of group g.
+        shape: of the weight.
+    """
+    index = torch.stack(torch.unravel_index(elements, shape))  # [rank, G, R, K]
+    summed = (index != index[..., :1]).flatten(1).any(1)
+    tells_outputs = (index != index[:, :1, :1]).flatten(1).any(1)
+    return next((axis for axis in range(len(shape)) if summed[axis] or not tells_outputs[axis]), len(shape) - 1)
+
+
 def restrict(
     saliency: Saliency, pattern: Pattern, axes: Mapping[str, int], keep: Mapping[str, Tensor]
 ) -> tuple[Saliency, float]:

@@ -7,7 +7,7 @@ import torch
 
 from onnx_obd.errors import UsageError
 from onnx_obd.plan.elementwise import plan_elements
-from onnx_obd.plan.nm import Pattern, restrict
+from onnx_obd.plan.nm import Pattern, reduction_axis, restrict
 from onnx_obd.records import Saliency
 
 TWO_OF_FOUR = Pattern(2, 4)
@@ -78,3 +78,24 @@ def test_zeros_from_before_count_in_their_group():
     restricted, sparsity = restrict(Saliency({"w": torch.tensor([[9.0, 1, 3, 2]])}, "t"), TWO_OF_FOUR, {"w": 1}, keep)
     assert restricted.scores["w"].tolist() == [[9.0, 1.0, math.inf, math.inf]]
     assert sparsity == 0.5
+
+
+def ids(*shape):
+    return torch.arange(math.prod(shape)).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("elements", "shape", "axis"),
+    [
+        (ids(6, 4, 3, 2).reshape(1, 6, 24), (6, 4, 3, 2), 1),  # Conv: outputs, channels, window
+        (ids(6, 2, 3, 2).reshape(2, 3, 12), (6, 2, 3, 2), 1),  # in two groups
+        (ids(6, 1, 4, 4).reshape(6, 1, 16), (6, 1, 4, 4), 1),  # depthwise: the window is not the channels
+        (ids(8, 5).T[None], (8, 5), 0),  # MatMul, Gemm: [K, N]
+        (ids(5, 8)[None], (5, 8), 1),  # Gemm with transB: [N, K]
+        (ids(8).reshape(1, 1, 8), (8,), 0),  # MatMul with a vector
+        (ids(3, 8, 5).mT, (3, 8, 5), 1),  # a batch of matrices
+        (ids(4, 6, 3).permute(1, 0, 2).reshape(1, 6, 12), (4, 6, 3), 0),  # ConvTranspose: channels first
+    ],
+)
+def test_the_axis_that_is_summed_over(elements, shape, axis):
+    assert reduction_axis(elements, shape) == axis

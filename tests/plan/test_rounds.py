@@ -12,7 +12,8 @@ def walk(rounds, shapes):
     generator = torch.Generator().manual_seed(1)
     keep, found = rounds.start, []
     for number in range(1, rounds.count + 1):
-        plan = rounds.plan(number, Saliency({n: torch.rand(s, generator=generator) for n, s in shapes.items()}, "t"), keep)
+        scores = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+        plan = rounds.plan(number, Saliency(scores, "test"), keep)
         assert all(bool((plan.keep[name] <= keep[name]).all()) for name in shapes)
         keep = plan.keep
         found.append(plan.sparsity)

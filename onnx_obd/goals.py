@@ -1,0 +1,87 @@
+"""Deletion towards a goal other than a sparsity, along one path: no second derivative is computed twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from onnx_obd.calibration.quality import assess
+from onnx_obd.candidates import Candidate, candidate, losses, measured_round, original_masks, planned_rounds, rank
+from onnx_obd.errors import UsageError
+from onnx_obd.export import exported_size
+from onnx_obd.plan.elementwise import schedule
+from onnx_obd.plan.targets import RESOLUTION, Goal, furthest
+from onnx_obd.records import Plan, Quality, Saliency
+from onnx_obd.run import Run
+from onnx_obd.surgery.mask import apply_masks, restore, snapshot
+
+FURTHEST = 0.995
+"""The sparsity of the last round."""
+
+STEPS = 24
+"""Rounds to there; each deletes a fifth of what is left."""
+
+
+PROVENANCE = 2048
+"""Bytes to keep free in a file of a wanted size for the note of where it came from."""
+
+
+def prune_towards(run: Run, method: str, goal: Goal) -> Candidate:
+    """Delete in rounds as far as the goal allows, or until it is met.
+
+    In the round that oversteps, the sparsity is bisected with that round's scores. The mirror is left with the result.
+
+    Raises:
+        UsageError: the file cannot come below the size asked for.
+    """
+    start = time.perf_counter()
+    restore(run.mirror, run.original)
+    loss, history = losses(run), []
+    plan, room = Plan(original_masks(run), 0.0), True
+    room_left = _test(run, goal)
+    for number, end in enumerate(schedule(FURTHEST, STEPS), 1):
+        if not room or end <= plan.sparsity:
+            continue
+        began = time.perf_counter()
+        saliency = rank(run, method, number, STEPS, run.mirror.weights)
+        attempt = _attempts(run, saliency, plan.keep)
+        plan, low = attempt(end), plan.sparsity
+        room = room_left(plan)
+        if not room:
+            low = furthest(lambda sparsity, attempt=attempt: room_left(attempt(sparsity)), low, end)
+            plan = attempt(low if goal.limits_damage else low + RESOLUTION)
+        after = losses(run)
+        history.append(measured_round(plan, loss, after, began))
+        loss = after
+    if room and goal.target_size is not None:
+        raise UsageError(f"at {plan.sparsity:.1%} sparsity the file is still larger than {goal.target_size} bytes")
+    return candidate(run, method, plan, history, start)
+
+
+def original_quality(run: Run) -> Quality:
+    """What a goal compares with."""
+    return assess(run.held_back, run.original_values, run.original_values, method="original", sparsity=0.0)
+
+
+def _test(run: Run, goal: Goal) -> Callable[[Plan], bool]:
+    """Given a plan that was carried out: may more be deleted?"""
+    if goal.target_size is not None:
+        note = {"": " " * PROVENANCE}
+        return lambda _: exported_size(run.model, run.changed_weights(), run.options.format, note) > goal.target_size
+    original = original_quality(run)
+    return lambda plan: goal.allows(candidate(run, "", plan, [], time.perf_counter()).quality, original)
+
+
+def _attempts(run: Run, saliency: Saliency, keep: Mapping[str, Tensor]) -> Callable[[float], Plan]:
+    """Given a sparsity: delete so much with these scores, from where the mirror stands now."""
+    before = snapshot(run.mirror)
+
+    def attempt(sparsity: float) -> Plan:
+        restore(run.mirror, before)
+        plan = planned_rounds(run, sparsity, 1, keep).plan(1, saliency, keep)
+        apply_masks(run.mirror, plan.keep)
+        return plan
+
+    return attempt

@@ -1,0 +1,276 @@
+"""Masked training towards the original's outputs: first those of every node, then those that the objective looks at.
+
+No training code and no labels are needed: the teacher is the model as it was (knowledge distillation; Hinton, Vinyals,
+Dean 2015; node by node: Romero et al. 2015). Where the objective has labels, these take the teacher's place at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from onnx_obd.calibration.measure import Batch, Calibration
+from onnx_obd.errors import UsageError
+from onnx_obd.mirror.values import is_float
+from onnx_obd.recovery.trainable import trainable_weights
+from onnx_obd.surgery.mask import restore, snapshot
+
+VALIDATION = 0.2
+"""Share of the scoring samples that are not trained on and decide which state is kept."""
+
+LAYERWISE = 0.3
+"""Share of the training that matches the outputs of the nodes: a good start, but not the objective."""
+
+WARM_UP = 0.05
+"""Share of the training in which the learning rate rises."""
+
+MINIBATCH = 16
+"""Samples per step."""
+
+PATIENCE = 0.4
+"""It ends when the best state is older than this share of the whole training, not counting the layerwise part."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast.
+
+    Attributes:
+        epochs: passes over the samples at most; None if only the time counts.
+        minutes: stop after so long; None if only the epochs count. The schedule follows whichever ends first.
+        learning_rate: Adam's step size, relative to the root mean square of each tensor's surviving weights.
+        seed: of the order of the samples.
+        fade: weights to be deleted shrink to zero during the training instead of being zero from the start.
+    """
+
+    epochs: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 2e-2
+    seed: int = 0
+    fade: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.minutes is None:
+            raise UsageError("training needs a number of epochs or of minutes")
+
+    def progress(self, epochs: float, seconds: float) -> float:
+        """How much of the training is done, in [0, 1]."""
+        parts = [epochs / self.epochs if self.epochs is not None else 0.0]
+        if self.minutes is not None:
+            parts.append(seconds / (60 * self.minutes) if self.minutes > 0 else 1.0)
+        return min(1.0, max(parts))
+
+
+@dataclass
+class State:
+    """Where a training stands; with the mirror's weights and Adam's moments, all that it takes to go on.
+
+    Losses are means over the validation samples; ``best`` are the weights of the lowest, ``best_at`` is how much of the
+    training was done then.
+    """
+
+    best: dict[str, Tensor]
+    best_loss: float
+    start_loss: float
+    best_at: float = 0.0
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Training:
+    """Training in place: what ``keep`` deletes stays exactly zero, tensors without a mask are trained whole.
+
+    Args:
+        calibration: the scoring samples. Some are set aside to validate on; the held-back samples are never seen.
+        original: the weights of the teacher.
+    """
+
+    def __init__(
+        self, calibration: Calibration, original: Mapping[str, Tensor], keep: Mapping[str, Tensor], recipe: Recipe
+    ):
+        self.mirror, self.objective, self.recipe = calibration.mirror, calibration.objective, recipe
+        self.original = original
+        self.train, self.validation = _split(calibration, original, recipe.seed)
+        self.names = trainable_weights(self.mirror, self.objective.slots)
+        self.deleted = {name: ~mask for name, mask in keep.items()}
+        weights = snapshot(self.mirror)
+        self.doomed = {name: weights[name][gone] for name, gone in self.deleted.items()} if recipe.fade else {}
+        self.nodes = _product_slots(calibration)
+        self.mixes = not self.objective.supervised and all(map(is_float, self.train.batches[0].inputs))
+        self.scale = {name: _scale(weights[name], keep.get(name)) for name in self.names}
+        loss = self.validation.loss() if not recipe.fade else math.inf
+        self.state = State(weights, loss, loss)
+
+    def resume(self, state: State, present: Mapping[str, Tensor]) -> None:
+        """Go on from a saved state with the weights as they were then."""
+        restore(self.mirror, present)
+        self.state = state
+
+    def run(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        after_epoch: Callable[[State], None] | None = None,
+    ) -> State:
+        """Train to the end of the recipe, or until it no longer helps; the mirror is left with the best state.
+
+        ``after_epoch`` is called when an epoch and its validation are done.
+        """
+        optimizer, state = self._optimizer(), self.state
+        begin = time.perf_counter() - state.seconds
+        done = self.recipe.progress(state.epoch, state.seconds)
+        while done < 1 and done - max(state.best_at, LAYERWISE) <= PATIENCE:
+            done = self._epoch(optimizer, begin)
+            state.epoch += 1
+            state.seconds = time.perf_counter() - begin
+            done = max(done, self.recipe.progress(state.epoch, state.seconds))
+            self._validate(done)
+            state.moments = _moments(optimizer, self.names)
+            if after_epoch:
+                after_epoch(state)
+            if progress:
+                progress(round(1000 * done), 1000)
+        self.mirror.zero_grad(set_to_none=True)
+        restore(self.mirror, state.best)
+        return state
+
+    def _epoch(self, optimizer: torch.optim.Optimizer, begin: float) -> float:
+        """One pass over the training samples, or less if the time is up."""
+        generator = torch.Generator().manual_seed((self.recipe.seed << 20) + self.state.epoch)
+        steps = _minibatches(self.train.batches, generator)
+        done = 0.0
+        for number, batches in enumerate(steps):
+            done = self.recipe.progress(self.state.epoch + number / len(steps), time.perf_counter() - begin)
+            if done >= 1:
+                break
+            for group, name in zip(optimizer.param_groups, self.names, strict=True):
+                group["lr"] = _rate(done) * self.recipe.learning_rate * self.scale[name]
+            optimizer.zero_grad(set_to_none=True)
+            total = sum(batch.count for batch in batches)
+            for batch in batches:
+                drawn = self._mixed(batch, generator) if self.mixes else batch
+                (self._loss(drawn, done) * (batch.count / total)).backward()
+            optimizer.step()
+            self.state.step += 1
+            self._delete(done)
+        return done
+
+    def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The samples blended with others, and what the teacher makes of them: few samples become many.
+
+        x (1 - t) + x' t with t uniform in [0, 1/2] (mixup, Zhang et al. 2018, with the teacher in place of labels).
+        """
+        other = self.train.batches[int(torch.randint(len(self.train.batches), (), generator=generator))]
+        if any(a.shape != b.shape for a, b in zip(batch.inputs, other.inputs, strict=True)):
+            return batch
+        share = 0.5 * float(torch.rand((), generator=generator))
+        order = torch.randperm(batch.count, generator=generator)
+        inputs = tuple(
+            torch.lerp(x, other_x[order] if len(other_x) == batch.count else other_x, share)
+            for x, other_x in zip(batch.inputs, other.inputs, strict=True)
+        )
+        with torch.no_grad():
+            values = self.mirror.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
+        return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(values, None)))
+
+    def _loss(self, batch: Batch, done: float) -> Tensor:
+        """The mean loss of one batch: of the nodes' outputs at the beginning, of the objective from then on."""
+        if done >= LAYERWISE or not self.nodes:
+            values = self.mirror.evaluate(batch.inputs, outputs=self.objective.slots)
+            return self.objective.loss(values, batch.targets, batch.count)
+        with torch.no_grad():
+            wanted = self.mirror.evaluate(batch.inputs, outputs=self.nodes, weights=self.original)
+        found = self.mirror.evaluate(batch.inputs, outputs=self.nodes)
+        errors = [
+            (y - y0).square().mean() / y0.var(correction=0).clamp_min(1e-12)
+            for y, y0 in zip(found, wanted, strict=True)
+        ]
+        return sum(errors) / len(errors)
+
+    @torch.no_grad()
+    def _delete(self, done: float) -> None:
+        """Zero what is deleted; or shrink it in a straight line towards zero, which it reaches after three quarters."""
+        left = max(0.0, 1 - done / 0.75) if self.recipe.fade else 0.0
+        for name, gone in self.deleted.items():
+            weight = self.mirror.weights[name]
+            if left:
+                weight[gone] = left * self.doomed[name]
+            else:
+                weight.masked_fill_(gone, 0.0)
+
+    def _validate(self, done: float) -> None:
+        if self.recipe.fade and done < 0.75:
+            return  # not yet a pruned model
+        self._delete(1.0)
+        loss = self.validation.loss()
+        if loss < self.state.best_loss:
+            self.state.best, self.state.best_loss, self.state.best_at = snapshot(self.mirror), loss, done
+
+    def _optimizer(self) -> torch.optim.Adam:
+        parameters = [self.mirror.weights[name] for name in self.names]
+        optimizer = torch.optim.Adam([{"params": [weight]} for weight in parameters], betas=(0.9, 0.99))
+        for name, (first, second) in self.state.moments.items():
+            steps = torch.tensor(float(self.state.step))
+            optimizer.state[self.mirror.weights[name]] = {"step": steps, "exp_avg": first, "exp_avg_sq": second}
+        return optimizer
+
+
+def _split(calibration: Calibration, original: Mapping[str, Tensor], seed: int) -> tuple[Calibration, Calibration]:
+    """The scoring samples in two: to train on, and to validate on. The targets are those of the original."""
+    mirror = calibration.mirror
+    parts = calibration.samples.split(VALIDATION, seed)
+    present = snapshot(mirror)
+    restore(mirror, original)
+    try:
+        made = [Calibration(mirror, calibration.objective, part, calibration.batch_size) for part in parts]
+    finally:
+        restore(mirror, present)
+    return made[0], made[1]
+
+
+def _product_slots(calibration: Calibration) -> tuple[int, ...]:
+    """The outputs of the nodes that multiply the data by weights, but for what the objective looks at."""
+    mirror, slots = calibration.mirror, calibration.objective.slots
+    program = mirror.program.restricted(slots)
+    found = [step.outputs[0] for step in program.steps if step.operator.weights and step.operator.differentiable]
+    found = [slot for slot in dict.fromkeys(found) if slot not in slots]
+    with torch.no_grad():
+        values = mirror.evaluate(calibration.batches[0].inputs, outputs=found) if found else ()
+    return tuple(slot for slot, value in zip(found, values, strict=True) if is_float(value))
+
+
+def _minibatches(batches: Sequence[Batch], generator: torch.Generator) -> list[list[Batch]]:
+    """The batches in random order, several together where one has fewer than ``MINIBATCH`` samples."""
+    groups: list[list[Batch]] = [[]]
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        if sum(batch.count for batch in groups[-1]) >= MINIBATCH:
+            groups.append([])
+        groups[-1].append(batches[index])
+    return groups
+
+
+def _rate(done: float) -> float:
+    """The learning rate over its peak: a linear rise, then half a cosine."""
+    return min(1.0, (done + 0.1 * WARM_UP) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _moments(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for name, group in zip(names, optimizer.param_groups, strict=True):
+        state = optimizer.state.get(group["params"][0])
+        if state:
+            found[name] = (state["exp_avg"], state["exp_avg_sq"])
+    return found
+
+
+def _scale(weight: Tensor, mask: Tensor | None) -> float:
+    """The typical size of the surviving entries, so that one learning rate fits all tensors."""
+    alive = weight[mask] if mask is not None else weight
+    alive = alive[alive != 0]
+    return float(alive.square().mean().sqrt().clamp(1e-3, 10.0)) if alive.numel() else 1.0
