@@ -49,8 +49,7 @@ def save_checkpoint(
     tensors |= {f"present/{name}": weight.detach() for name, weight in training.mirror.weights.items()}
     tensors |= {f"before/{name}": value for name, value in before.items()}
     tensors |= {f"keep/{name}": ~gone for name, gone in training.deleted.items()}
-    tensors |= {f"first/{name}": first for name, (first, _) in state.moments.items()}
-    tensors |= {f"second/{name}": second for name, (_, second) in state.moments.items()}
+    tensors |= {f"{key}/{name}": value for name, kept in state.moments.items() for key, value in kept.items()}
     numbers = {name: getattr(state, name) for name in _NUMBERS}
     header = {"format": FORMAT, "state": numbers, "subject": dict(subject), "record": dict(record)}
     apart = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
@@ -58,7 +57,8 @@ def save_checkpoint(
     write_atomically(path, content)
 
 
-_NUMBERS = ("best_loss", "start_loss", "best_at", "epoch", "step", "seconds")
+_NUMBERS = ("best_loss", "start_loss", "best_at", "epoch", "seconds")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def load_checkpoint(path: Path, subject: Mapping[str, Any]) -> Checkpoint:
@@ -81,8 +81,8 @@ def load_checkpoint(path: Path, subject: Mapping[str, Any]) -> Checkpoint:
     for what, value in subject.items():
         if header["subject"].get(what) != value:
             raise DataError(f"{path}: belongs to a run with another {what}; leave out --resume to start anew")
-    part = {kind: _part(tensors, kind) for kind in ("best", "present", "before", "keep", "first", "second")}
-    moments = {name: (value, part["second"][name]) for name, value in part["first"].items()}
+    part = {kind: _part(tensors, kind) for kind in ("best", "present", "before", "keep", *_MOMENTS)}
+    moments = {name: {key: part[key][name] for key in _MOMENTS} for name in part["step"]}
     state = State(best=part["best"], moments=moments, **numbers)
     return Checkpoint(state, part["present"], part["before"], part["keep"], header["subject"], header["record"])
 

@@ -71,7 +71,7 @@ class State:
     """Where a training stands; with the mirror's weights and Adam's moments, all that it takes to go on.
 
     Losses are means over the validation samples; ``best`` are the weights of the lowest, ``best_at`` is how much of the
-    training was done then.
+    training was done then, ``moments`` what Adam remembers of each weight.
     """
 
     best: dict[str, Tensor]
@@ -79,9 +79,8 @@ class State:
     start_loss: float
     best_at: float = 0.0
     epoch: int = 0
-    step: int = 0
     seconds: float = 0.0
-    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 class Training:
@@ -131,7 +130,8 @@ class Training:
             state.seconds = time.perf_counter() - begin
             done = max(done, self.recipe.progress(state.epoch, state.seconds))
             self._validate(done)
-            state.moments = _moments(optimizer, self.names)
+            weights = {name: self.mirror.weights[name] for name in self.names}
+            state.moments = {name: optimizer.state[w] for name, w in weights.items() if w in optimizer.state}
             if after_epoch:
                 after_epoch(state)
             if progress:
@@ -157,7 +157,6 @@ class Training:
                 drawn = self._mixed(batch, generator) if self.mixes else batch
                 (self._loss(drawn, done) * (batch.count / total)).backward()
             optimizer.step()
-            self.state.step += 1
             self._delete(done)
         return done
 
@@ -215,9 +214,8 @@ class Training:
     def _optimizer(self) -> torch.optim.Adam:
         parameters = [self.mirror.weights[name] for name in self.names]
         optimizer = torch.optim.Adam([{"params": [weight]} for weight in parameters], betas=(0.9, 0.99))
-        for name, (first, second) in self.state.moments.items():
-            steps = torch.tensor(float(self.state.step))
-            optimizer.state[self.mirror.weights[name]] = {"step": steps, "exp_avg": first, "exp_avg_sq": second}
+        for name, moments in self.state.moments.items():
+            optimizer.state[self.mirror.weights[name]] = dict(moments)
         return optimizer
 
 
@@ -258,15 +256,6 @@ def _minibatches(batches: Sequence[Batch], generator: torch.Generator) -> list[l
 def _rate(done: float) -> float:
     """The learning rate over its peak: a linear rise, then half a cosine."""
     return min(1.0, (done + 0.1 * WARM_UP) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _moments(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
-    for name, group in zip(names, optimizer.param_groups, strict=True):
-        state = optimizer.state.get(group["params"][0])
-        if state:
-            found[name] = (state["exp_avg"], state["exp_avg_sq"])
-    return found
 
 
 def _scale(weight: Tensor, mask: Tensor | None) -> float:

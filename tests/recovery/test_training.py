@@ -1,0 +1,139 @@
+"""Training under masks: zeros stay, nothing gets worse, an interruption costs nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from onnx_obd.errors import DataError, UsageError
+from onnx_obd.recovery import Recipe, Training, load_checkpoint, save_checkpoint
+from onnx_obd.surgery.mask import apply_masks, restore, snapshot
+from tests.curvature.networks import calibration, mlp
+
+SUBJECT = {"model": "a", "options": {"seed": 0}}
+
+
+@pytest.fixture
+def pruned():
+    """A network with half of its weights deleted: the calibration, the original weights, the masks."""
+    found = calibration(mlp(sizes=(6, 16, 5)), count=40, batch_size=8)[0]
+    original = snapshot(found.mirror)
+    keep = {}
+    for name in ("w0", "w1"):
+        size = original[name].abs()
+        keep[name] = size > size.median()
+    apply_masks(found.mirror, keep)
+    return found, original, keep
+
+
+def test_it_gets_better_and_zeros_stay_exactly_zero(pruned):
+    found, original, keep = pruned
+    training = Training(found, original, keep, Recipe(epochs=30))
+    state = training.run()
+    assert state.best_loss < 0.5 * state.start_loss
+    assert training.validation.loss() == state.best_loss
+    for name, mask in keep.items():
+        weight = found.mirror.weights[name].detach()
+        assert not weight[~mask].count_nonzero() and not weight[~mask].signbit().any()
+        assert not torch.equal(weight[mask], original[name][mask])
+
+
+def test_a_training_that_only_harms_changes_nothing(pruned):
+    found, original, keep = pruned
+    before = snapshot(found.mirror)
+    state = Training(found, original, keep, Recipe(epochs=4, learning_rate=1e4)).run()
+    assert state.best_loss == state.start_loss
+    assert all(torch.equal(found.mirror.weights[name], value) for name, value in before.items())
+
+
+def test_the_validation_samples_are_not_trained_on(pruned):
+    training = Training(*pruned, Recipe(epochs=1))
+    parts = (training.train, training.validation)
+    rows = [{tuple(row.tolist()) for batch in part.batches for row in batch.inputs[0]} for part in parts]
+    assert len(rows[0]) == 32 and len(rows[1]) == 8 and not rows[0] & rows[1]
+
+
+def test_targets_are_the_originals_although_the_mirror_is_pruned(pruned):
+    found, original, keep = pruned
+    training = Training(found, original, keep, Recipe(epochs=1))
+    restore(found.mirror, original)
+    assert training.train.loss() == pytest.approx(0, abs=1e-12)
+
+
+def test_no_time_is_no_training(pruned):
+    found, original, keep = pruned
+    before = snapshot(found.mirror)
+    state = Training(found, original, keep, Recipe(minutes=0.0)).run()
+    assert state.epoch == 0 and torch.equal(found.mirror.weights["w0"], before["w0"])
+    with pytest.raises(UsageError, match="epochs or of minutes"):
+        Recipe()
+
+
+def test_what_fades_shrinks_until_it_is_gone(pruned):
+    found, original, keep = pruned
+    restore(found.mirror, original)
+    gone, sizes = ~keep["w0"], []
+
+    def look(_):
+        sizes.append(float((found.mirror.weights["w0"].detach()[gone] / original["w0"][gone]).mean()))
+
+    Training(found, original, keep, Recipe(epochs=8, fade=True)).run(after_epoch=look)
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0.5 < sizes[0] < 1 and sizes[-1] == 0
+    assert not found.mirror.weights["w0"].detach()[gone].count_nonzero()
+
+
+def test_labels_take_the_teachers_place():
+    labels = np.random.default_rng(0).integers(0, 3, 40)
+    found = calibration(mlp(sizes=(6, 16, 3)), count=40, batch_size=8, kind="labels", labels=labels, temperature=1.0)[0]
+    original = snapshot(found.mirror)
+    training = Training(found, original, {}, Recipe(epochs=20))
+    before = training.train.loss()
+    training.run()
+    assert not training.mixes
+    assert training.train.loss() < before
+
+
+def test_interrupted_and_resumed_is_as_if_never_interrupted(pruned, tmp_path):
+    found, original, keep = pruned
+    before = snapshot(found.mirror)
+    whole = Training(found, original, keep, Recipe(epochs=6)).run()
+
+    class Stop(Exception):
+        pass
+
+    def stop(state):
+        if state.epoch == 3:
+            save_checkpoint(tmp_path / "c", training, before, SUBJECT, {"rounds": [1]})
+            raise Stop
+
+    restore(found.mirror, before)
+    training = Training(found, original, keep, Recipe(epochs=6))
+    with pytest.raises(Stop):
+        training.run(after_epoch=stop)
+    saved = load_checkpoint(tmp_path / "c", SUBJECT)
+    assert saved.record == {"rounds": [1]} and torch.equal(saved.keep["w0"], keep["w0"])
+    restore(found.mirror, saved.before)
+    training = Training(found, original, saved.keep, Recipe(epochs=6))
+    training.resume(saved.state, saved.present)
+    state = training.run()
+    assert state.epoch == whole.epoch == 6
+    assert state.best_loss == whole.best_loss
+    for name, value in whole.best.items():
+        torch.testing.assert_close(state.best[name], value, rtol=0, atol=0)
+
+
+def test_checkpoints_that_cannot_be_used(pruned, tmp_path):
+    training = Training(*pruned, Recipe(epochs=1))
+    path = tmp_path / "c"
+    with pytest.raises(DataError, match="no checkpoint"):
+        load_checkpoint(path, SUBJECT)
+    save_checkpoint(path, training, {}, SUBJECT, {})
+    with pytest.raises(DataError, match="another model"):
+        load_checkpoint(path, {**SUBJECT, "model": "b"})
+    content = path.read_bytes()
+    for broken in (b"", b"\xff" * 100, content[: len(content) // 2], content.replace(b"onnx-obd rec", b"onnx-obd REC")):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="not a checkpoint"):
+            load_checkpoint(path, SUBJECT)
