@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnx_obd.mirror.program import Step
 from onnx_obd.mirror.second import movement
 
 _SHIFTS = {"Add": {0: 1.0, 1: 1.0}, "Sub": {1: -1.0}, "BatchNormalization": {3: -1.0}}
-"""Where a node's output may go next, and the operands there whose rise by factor · d is like a rise of the output by d."""
+"""Where a node's output may go next, and the operands there whose rise by factor · d is a rise of the output by d."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,19 @@ def find_operands(mirror: Mirror, batch: Batch, names: Iterable[str]) -> tuple[l
     Args:
         batch: of any size; the shapes are read off one run.
     """
-    found, skipped = [], {}
-    for name in names:
-        operand = _operand(mirror, batch, name)
+    places = {name: _places(mirror, mirror.weight_slots()[name]) for name in names}
+    skipped = {
+        name: f"multiplies in {len(found)} nodes" if found else "its node lies in a subgraph"
+        for name, found in places.items()
+        if len(found) != 1
+    }
+    alone = {name: found[0] for name, found in places.items() if len(found) == 1}
+    slots = tuple({slot for step, _ in alone.values() for slot in (*step.inputs, step.outputs[0]) if slot})
+    with torch.no_grad():
+        values = dict(zip(slots, mirror.evaluate(batch.inputs, outputs=slots), strict=True)) if slots else {}
+    found = []
+    for name, (step, position) in alone.items():
+        operand = _operand(mirror, batch, name, step, position, values)
         if isinstance(operand, str):
             skipped[name] = operand
         else:
@@ -83,23 +93,22 @@ def find_operands(mirror: Mirror, batch: Batch, names: Iterable[str]) -> tuple[l
     return sorted(found, key=lambda operand: order[id(operand.step)]), skipped
 
 
-def _operand(mirror: Mirror, batch: Batch, name: str) -> Operand | str:
+def _operand(
+    mirror: Mirror, batch: Batch, name: str, step: Step, position: int, values: Mapping[int, Any]
+) -> Operand | str:
     """The operand, or why there is none."""
-    places = _places(mirror, mirror.weight_slots()[name])
-    if len(places) != 1:
-        return f"multiplies in {len(places)} nodes" if places else "its node lies in a subgraph"
-    ((step, position),) = places
-    slots = tuple(slot for slot in step.inputs if slot)
+    output = values[step.outputs[0]]
+    product = _product(step, position, [values[slot] for slot in step.inputs if slot], output)
+    if product is None:
+        return f"no matrix form of {step.operator.name} is known"
     weight = mirror.weights[name]
-    ids = torch.arange(weight.numel(), dtype=torch.float64).reshape(weight.shape)
+    ids = torch.arange(weight.numel(), dtype=torch.float64)
     with torch.no_grad():
-        *inputs, output = mirror.evaluate(batch.inputs, outputs=(*slots, step.outputs[0]))
-        product = _product(step, position, inputs, output)
-        if product is None:
-            return f"no matrix form of {step.operator.name} is known"
-        moved = mirror.evaluate(batch.inputs, outputs=(step.inputs[position],), weights={name: ids})[0]
+        (moved,) = mirror.evaluate(
+            batch.inputs, outputs=(step.inputs[position],), weights={name: ids.reshape(weight.shape)}
+        )
     elements = product.matrix(moved).long()
-    if elements.numel() != len(ids.reshape(-1)) or not torch.equal(elements.reshape(-1).sort().values, ids.reshape(-1)):
+    if elements.numel() != len(ids) or not torch.equal(elements.reshape(-1).sort().values.double(), ids):
         return f"{step.operator.name} sees it in parts or joined with other values"
     return Operand(name, step, position, elements, _shift(mirror, step, product, output))
 
