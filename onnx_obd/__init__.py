@@ -5,7 +5,7 @@
     print(result.report.exported.agreement)
 
 The same stages one by one: ``load_model``, ``load_samples``, ``prepare`` (mirror, objective, targets),
-``estimate_curvature``, ``score``, ``plan_elements``, ``apply_masks``, ``finetune``, ``export_model``.
+``estimate_curvature``, ``score``, ``plan_elements``, ``apply_masks``, ``Training``, ``export_model``.
 """
 
 from onnx_obd._version import __version__
@@ -18,7 +18,6 @@ from onnx_obd.curvature.prediction import predict_jointly
 from onnx_obd.curvature.store import CurvatureKey, load_curvature, save_curvature
 from onnx_obd.errors import OnnxObdError
 from onnx_obd.export import densify_model, export_model
-from onnx_obd.finetune import finetune
 from onnx_obd.graph.load import Model, load_model
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.options import Options
@@ -26,6 +25,7 @@ from onnx_obd.pipeline import Result, bench, inspect, prepare, prune
 from onnx_obd.plan.elementwise import plan_elements
 from onnx_obd.plan.selection import select_weights
 from onnx_obd.records import Curvature, Plan, Report, Saliency
+from onnx_obd.recovery import Recipe, Training
 from onnx_obd.saliency import score
 from onnx_obd.surgery.mask import apply_masks
 
@@ -38,10 +38,12 @@ __all__ = [
     "OnnxObdError",
     "Options",
     "Plan",
+    "Recipe",
     "Report",
     "Result",
     "Saliency",
     "Samples",
+    "Training",
     "__version__",
     "activation_saliency",
     "apply_masks",
@@ -49,7 +51,6 @@ __all__ = [
     "densify_model",
     "estimate_curvature",
     "export_model",
-    "finetune",
     "inspect",
     "load_curvature",
     "load_model",
