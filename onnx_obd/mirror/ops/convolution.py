@@ -31,8 +31,8 @@ def _conv_second(call: Call, h):
     padded = x.square() if symmetric else F.pad(x.square(), torch_pads(begin, end))
     padding = begin if symmetric else (0,) * len(begin)
     h_x, h_w, h_b = _backward(
-        h[0], padded, w.square(), w.shape[:1], strides, padding, dilations, False, (0,) * len(begin),
-        attributes.get("group", 1), _wanted(call),
+        _laid_out(h[0], w), _laid_out(padded, w), w.square(), w.shape[:1], strides, padding, dilations, False,
+        (0,) * len(begin), attributes.get("group", 1), _wanted(call),
     )  # fmt: skip
     if h_x is not None and not symmetric:
         h_x = F.pad(h_x, torch_pads([-p for p in begin], [-p for p in end]))
