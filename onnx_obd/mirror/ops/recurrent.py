@@ -11,6 +11,7 @@ Y [B, T, D, H].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,11 @@ MIN_FUSED_STEPS = 6
 
 _recurrent_op = family(weights=(1, 2), second=composite)
 
+
+@lru_cache
 def _activations(
-    count: int, directions: int, names: Sequence[str], alphas: Sequence[float] | None, betas: Sequence[float] | None,
-    clip: float | None, clipped: int = 2,
+    count: int, directions: int, names: tuple[str, ...], alphas: tuple[float, ...] | None,
+    betas: tuple[float, ...] | None, clip: float | None, clipped: int = 2,
 ) -> list[list[Activation]]:  # fmt: skip
     """The ``count`` activations of each direction, the first ``clipped`` with their arguments limited to [-clip, clip].
 
@@ -67,12 +70,13 @@ class _Layer:
         """Wb and Rb of a direction, or nothing."""
         return () if self.b is None else self.b[d].chunk(2)
 
-    def project(self, d: int, gates: slice = slice(None)) -> Tensor:
-        """X W^T + Wb + Rb of a direction for all steps; Rb for some rows of the gates only."""
+    def project(self, d: int, rows: int | None = None) -> Tensor:
+        """X W^T + Wb + Rb of a direction for all steps; Rb for the first ``rows`` of the gates only, if given."""
         if self.b is None:
             return F.linear(self.x, self.w[d])
         wb, rb = self.bias(d)
-        return F.linear(self.x, self.w[d], wb + F.pad(rb[gates], (0, len(rb) - len(rb[gates]))))
+        rb = rb if rows is None else F.pad(rb[:rows], (0, len(rb) - rows))
+        return F.linear(self.x, self.w[d], wb + rb)
 
     def loop(self, cells: Sequence[Cell], projections: Sequence[Tensor]) -> tuple:
         """Y, Y_h (and Y_c), one cell and one projection for each direction."""
@@ -83,7 +87,7 @@ class _Layer:
             y, states = _sweep(projected, [state[d] for state in self.states], cell, lengths, backwards)
             hidden.append(y)
             finals.append(states)
-        return self.arrange(torch.stack(hidden, 1), [torch.stack(states) for states in zip(*finals, strict=True)])
+        return self.arrange(_stack(hidden, 1), [_stack(states) for states in zip(*finals, strict=True)])
 
     def arrange(self, y: Tensor, states: Sequence[Tensor]) -> tuple:
         """[T, D, B, H] and [D, B, H] in the layout of the node."""
@@ -134,7 +138,11 @@ def _sweep(
             inside = (time < lengths)[:, None]
             states = tuple(torch.where(inside, now, before) for now, before in zip(new, states, strict=True))
             hidden[time] = torch.where(inside, new[0], 0.0)
-    return torch.stack(hidden), states
+    return _stack(hidden), states
+
+
+def _stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    return tensors[0].unsqueeze(axis) if len(tensors) == 1 else torch.stack(tensors, axis)
 
 
 @_recurrent_op("RNN", 1, 7, 14, 22)
@@ -195,8 +203,8 @@ def gru(
 
     functions = _activations(2, len(r), names, activation_alpha, activation_beta, clip)
     cells = [cell(d, f, g) for d, (f, g) in enumerate(functions)]
-    inside = slice(2 * size if linear_before_reset else None)
-    return layer.loop(cells, [layer.project(d, inside) for d in range(len(r))])
+    rows = 2 * size if linear_before_reset else None
+    return layer.loop(cells, [layer.project(d, rows) for d in range(len(r))])
 
 
 _GRU_ACTIVATIONS = ("sigmoid", "tanh")
@@ -221,8 +229,14 @@ def lstm(
         return layer.fused(torch._VF.lstm, (0, 2, 3, 1))
 
     def cell(d: int, f: Activation, g: Activation, h_of: Activation) -> Cell:
-        recurrent = r[d].t()
+        recurrent, size = r[d].t(), 3 * r.shape[2]
         peepholes = None if p is None else p[d].chunk(3)
+
+        def plain_step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+            gates = torch.addmm(x, h, recurrent)
+            i, o, forget = f(gates[:, :size]).chunk(3, 1)
+            c = forget * c + i * g(gates[:, size:])
+            return o * h_of(c), c
 
         def step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
             i, o, forget, new = torch.addmm(x, h, recurrent).chunk(4, 1)
@@ -233,7 +247,7 @@ def lstm(
             o = f(o + peepholes[1] * c if peepholes else o)
             return o * h_of(c), c
 
-        return step
+        return step if peepholes or input_forget else plain_step
 
     # onnxruntime limits what enters the gates, not the cell state that enters h
     functions = _activations(3, len(r), names, activation_alpha, activation_beta, clip, clipped=2)
