@@ -9,9 +9,6 @@ import torch
 from onnx_obd.mirror.registry import op
 from onnx_obd.mirror.second import Call
 
-_WIDER = {torch.uint32: torch.int64, torch.uint64: torch.int64}
-"""Integers that torch has no product for: wrapping arithmetic in int64 gives the same low bits."""
-
 
 def _matmul_second(call: Call, h):
     """y = a b: h_a = h_y (b^2)^T and h_b = (a^2)^T h_y, summed over the axes that were broadcast."""
@@ -41,7 +38,8 @@ def _matmul_sample_squares(call: Call, gradients, count: int):
 
 @op("MatMul", 1, 9, 13, second=_matmul_second, sample_squares=_matmul_sample_squares, weights=(0, 1))
 def matmul(a, b):
-    if wide := _WIDER.get(a.dtype):
+    if not a.is_floating_point():  # torch multiplies signed integers on a CPU only; float64 is exact up to 2^53
+        wide = torch.float64 if a.is_cuda else torch.int64
         return (a.to(wide) @ b.to(wide)).to(a.dtype)
     return a @ b
 

@@ -101,7 +101,8 @@ def average_pool(
     x, *, auto_pad="NOTSET", ceil_mode=0, count_include_pad=0, dilations=None, kernel_shape, pads=None, strides=None
 ):
     begin, end, steps, spacing = geometry(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations)
-    if _fits_torch(begin, end, kernel_shape) and max(spacing) == 1:
+    has_kernel = x.dim() < 5 or x.dtype.itemsize > 2  # torch's avg_pool3d has none for half precision on a CPU
+    if has_kernel and _fits_torch(begin, end, kernel_shape) and max(spacing) == 1:
         pool = _AVERAGE_POOL[len(begin)]
         return pool(x, kernel_shape, steps, begin, bool(ceil_mode), bool(count_include_pad))
     inside, counts = _average_windows(
