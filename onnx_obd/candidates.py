@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.curvature import estimate_curvature
+from onnx_obd.errors import NumericalError
 from onnx_obd.evidence import gather
 from onnx_obd.plan.nm import Pattern, reduction_axis
 from onnx_obd.plan.rounds import Rounds
@@ -18,9 +21,10 @@ from onnx_obd.plan.scope import make_pools, parse_sparsity_of
 from onnx_obd.records import Plan, Quality, Round, Saliency
 from onnx_obd.recovery import Recipe, Training
 from onnx_obd.run import Run
-from onnx_obd.saliency import find_criterion, score
+from onnx_obd.saliency import criteria_of, find_criterion, score
+from onnx_obd.surgery.compensate import accept
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
-from onnx_obd.surgery.operands import find_operands
+from onnx_obd.surgery.surgeon import compensating_updates
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Candidate:
     plan: Plan
     weights: Mapping[str, Tensor]
     rounds: tuple[Round, ...]
+    notes: tuple[str, ...] = ()
 
 
 def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
@@ -42,19 +47,25 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
     options = run.options
     restore(run.mirror, run.original)
     keep = original_masks(run)
-    schedule = planned_rounds(run, sparsity, rounds, keep)
+    # What may return gets rounds at the final sparsity in which to do so.
+    steps = (rounds + 1) // 2 if options.variant == "regrow" else rounds
+    schedule = planned_rounds(run, sparsity, steps, keep)
     values = snapshot(run.mirror)  # of deleted weights: what they were before
     history: list[Round] = []
     plan, loss = None, losses(run)
     for number in range(1, rounds + 1):
         began = time.perf_counter()
-        saliency = rank(run, method, number, rounds, values if options.variant == "regrow" else run.mirror.weights)
+        if options.variant == "regrow":
+            keep = original_masks(run)
+        ranked = values if options.variant == "regrow" else run.mirror.weights
+        saliency = rank(run, method, number, rounds, ranked, partial(_plan, schedule, number, keep))
         if options.variant == "regrow":
             restore(run.mirror, values)
-            keep = original_masks(run)
         plan = schedule.plan(number, saliency, keep)
         keep, before = dict(plan.keep), snapshot(run.mirror)
         apply_masks(run.mirror, keep)
+        if "h_of_surgeon" in find_criterion(criteria_of(method)[0]).needs:
+            _make_up(run, before)
         after = losses(run)
         history.append(measured_round(plan, loss, after, began))
         if number < rounds and options.retrain_epochs:
@@ -68,12 +79,28 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
     return candidate(run, method, plan, history, start)
 
 
-def rank(run: Run, method: str, number: int, rounds: int, weights: Mapping[str, Tensor]) -> Saliency:
-    """The scores of ``weights``, with the derivatives where the mirror stands."""
-    options, criterion = run.options, find_criterion(method)
+def _plan(schedule: Rounds, number: int, keep: Mapping[str, Tensor], saliency: Saliency) -> Plan:
+    return schedule.plan(number, saliency, keep)
+
+
+def rank(
+    run: Run,
+    method: str,
+    number: int,
+    rounds: int,
+    weights: Mapping[str, Tensor],
+    plan_of: Callable[[Saliency], Plan],
+) -> Saliency:
+    """The scores of ``weights``, with the derivatives where the mirror stands.
+
+    Of a method of several criteria, the scores after whose deletion (``plan_of``) the measured loss is lowest: they
+    read the same curvature, and none is best everywhere.
+    """
+    options, criteria = run.options, [find_criterion(name) for name in criteria_of(method)]
     curvature = None
+    prunable = {name: weights[name] for name in run.prunable}
     with run.progress.stage(f"{method}: round {number} of {rounds}") as report, run.timed("curvature"):
-        if criterion.needs_curvature:
+        if any(criterion.needs_curvature for criterion in criteria):
             curvature = estimate_curvature(
                 options.curvature,
                 run.scoring,
@@ -83,9 +110,29 @@ def rank(run: Run, method: str, number: int, rounds: int, weights: Mapping[str, 
                 seed=options.seed + number,
                 progress=report,
             )
-        evidence = gather(criterion, run.scoring, run.prunable)
-    prunable = {name: weights[name] for name in run.prunable}
-    return score(method, prunable, curvature, evidence, seed=options.seed + number)
+        found = []
+        for criterion in criteria:
+            evidence = gather(criterion, run.scoring, run.prunable, curvature, run.operands[0])
+            found.append(score(criterion.name, prunable, curvature, evidence, seed=options.seed + number))
+        return found[0] if len(found) == 1 else min(found, key=lambda saliency: _loss_after(run, plan_of(saliency)))
+
+
+def _loss_after(run: Run, plan: Plan) -> float:
+    """The measured loss if the plan were carried out; the mirror is left as it was."""
+    before = {name: run.mirror.weights[name].detach().clone() for name in plan.keep}
+    apply_masks(run.mirror, plan.keep)
+    try:
+        return run.scoring.loss()
+    except NumericalError:
+        return math.inf
+    finally:
+        restore(run.mirror, before)
+
+
+def _make_up(run: Run, before: Mapping[str, Tensor]) -> None:
+    """The surgeon's update of the survivors for what was deleted since, so far as it lowers the loss."""
+    updates = compensating_updates(run.fitting, run.operands[0], before, run.options.seed)
+    accept(run.mirror, updates, run.acceptance, run.acceptance.loss())
 
 
 def candidate(run: Run, method: str, plan: Plan, history: list[Round], start: float) -> Candidate:
@@ -130,7 +177,7 @@ def planned_rounds(run: Run, sparsity: float, count: int, start: Mapping[str, Te
 
 def nm_axes(run: Run, pattern: Pattern) -> dict[str, int]:
     """The axis of each prunable weight along which it can have the pattern; without those that cannot."""
-    operands, _ = find_operands(run.mirror, run.scoring.batches[0], run.prunable)
+    operands, _ = run.operands
     shapes = {operand.name: tuple(run.original[operand.name].shape) for operand in operands}
     axes = {operand.name: reduction_axis(operand.elements, shapes[operand.name]) for operand in operands}
     return {name: axis for name, axis in axes.items() if pattern.fits(shapes[name], axis)}
@@ -140,4 +187,4 @@ def _retrain(run: Run, keep: Mapping[str, Tensor], label: str) -> None:
     options = run.options
     recipe = Recipe(options.retrain_epochs, None, options.learning_rate, options.seed, options.variant == "decay")
     with run.progress.stage(label) as report, run.timed("training"):
-        Training(run.scoring, run.original, keep, recipe).run(report)
+        Training(run.scoring, run.origin.original, keep, recipe, teacher=run.origin.mirror).run(report)

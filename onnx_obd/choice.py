@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
-from onnx_obd.candidates import Candidate, prune_by
+from onnx_obd.candidates import Candidate, candidate, original_masks, prune_by
 from onnx_obd.errors import NumericalError
 from onnx_obd.goals import original_quality, prune_towards
+from onnx_obd.records import Plan
+from onnx_obd.repair import repair
 from onnx_obd.run import Run
 from onnx_obd.surgery.mask import restore
+
+UNITS_ALONE = "units removed"
+"""What the variant is called from which nothing but units was removed."""
 
 CONTROL = "magnitude"
 """What is always measured beside the chosen method."""
@@ -22,6 +28,9 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
     """
     options = run.options
     goal = options.goal
+    if run.before is not None and goal is None and options.pattern is None and not options.sparsity:
+        first = candidate(run, UNITS_ALONE, Plan(original_masks(run), None), [], time.perf_counter())
+        return first, [first]
     if goal is None:
         first = prune_by(run, options.method, options.sparsity, options.rounds)
     else:
@@ -29,19 +38,38 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
     candidates = [first]
     if options.method != CONTROL:
         candidates.append(prune_by(run, CONTROL, first.plan.sparsity, 1))
+    if options.repair:
+        candidates += [repair(run, pruned) for pruned in candidates]
     return best_of(run, candidates), candidates
 
 
 def best_of(run: Run, candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate of lowest held-back loss among those that the goal allows (the first is taken to be one).
+    """The best on the held-back samples among those that the goal allows (the first is taken to be one).
+
+    Of class predictions, first those count whose accuracy (without labels: agreement with the original) is within one
+    standard error of the highest: a loss can look better than the classes do. Among these the lowest loss decides.
 
     Raises:
         NumericalError: its loss is not finite.
     """
     goal = run.options.goal
     allowed = [each for each in candidates[1:] if goal is None or goal.allows(each.quality, original_quality(run))]
-    best = min([candidates[0], *allowed], key=lambda each: each.quality.loss)
+    best = min(_most_accurate([candidates[0], *allowed], run.held_back.num_samples), key=lambda each: each.quality.loss)
     if not math.isfinite(best.quality.loss):
         raise NumericalError("the pruned model's loss is not finite")
     restore(run.mirror, best.weights)
     return best
+
+
+def _most_accurate(candidates: Sequence[Candidate], num_samples: int) -> list[Candidate]:
+    """Those within a standard error, sqrt(p (1 - p) / n), of the highest accuracy p; all if there are no classes."""
+
+    def accuracy(each: Candidate) -> float | None:
+        return each.quality.agreement if each.quality.accuracy is None else each.quality.accuracy
+
+    known = [accuracy(each) for each in candidates]
+    if None in known:
+        return list(candidates)
+    highest = max(known)
+    error = math.sqrt(highest * (1 - highest) / num_samples)
+    return [each for each, value in zip(candidates, known, strict=True) if value >= highest - error]

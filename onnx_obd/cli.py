@@ -61,7 +61,9 @@ _prune_options = [
     click.argument("model", type=click.Path(path_type=Path)),
     click.option("--data", required=True, metavar="PATH", help="Samples: a folder, a file, or module:function."),
     click.option("-o", "--output", type=click.Path(path_type=Path), help="Result; MODEL.obd.onnx by default."),
-    click.option("-s", "--sparsity", type=float, default=0.5, show_default=True, help="Fraction to delete, in [0, 1)."),
+    click.option("-s", "--sparsity", type=float, help="Fraction of the weights to delete, in [0, 1); 0.5 by default."),
+    click.option("--speedup", type=float, metavar="X", help="Remove whole units until it runs X times as fast."),
+    click.option("--target-latency", metavar="3ms", help="The same by the time of one run."),
     click.option("--max-drop", type=float, help="Instead: the fall of accuracy (or agreement) to allow, e.g. 0.01."),
     click.option("--loss-budget", type=float, help="Instead: the rise of the held-back loss to allow."),
     click.option("--target-size", metavar="SIZE", help="Instead: the size of the file to come below, e.g. 5MB."),
@@ -79,6 +81,7 @@ _prune_options = [
     click.option("--include", multiple=True, callback=_patterns, help="Only weights whose name matches (*, ?, [..])."),
     click.option("--exclude", multiple=True, callback=_patterns, help="Not the weights whose name matches."),
     click.option("--prune-biases", is_flag=True, help="Rank biases and normalisation parameters too."),
+    click.option("--repair/--no-repair", default=True, show_default=True, help="Refit the survivors afterwards."),
     click.option("--retrain-epochs", type=int, default=0, show_default=True, help="Masked training after each round."),
     click.option(
         "--variant",
@@ -132,7 +135,7 @@ def _fails_in_one_line(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+            _fail(_interrupted(kwargs.get("checkpoint")), EXIT_INTERRUPTED)
         except OnnxObdError as error:
             _fail(str(error), error.exit_code, kwargs.get("verbose"))
         except MemoryError:
@@ -141,6 +144,12 @@ def _fails_in_one_line(function: Callable[..., None]) -> Callable[..., None]:
             _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1, kwargs.get("verbose"))
 
     return run
+
+
+def _interrupted(checkpoint: str | None) -> str:
+    if checkpoint is not None and Path(checkpoint).is_file():
+        return f"interrupted; {checkpoint} holds the recovery so far, and --resume goes on with it"
+    return "interrupted; nothing was written"
 
 
 def _fail(message: str, code: int, verbose: bool | None = False) -> None:

@@ -1,4 +1,4 @@
-"""What the control criteria look at beside the weights: first derivatives, and the size of what a weight multiplies."""
+"""What criteria look at beside the weights: readings of the curvature, first derivatives, the size of the inputs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ from onnx_obd.calibration.measure import Batch, Calibration
 from onnx_obd.curvature.per_sample import mean_squares
 from onnx_obd.curvature.sample_axes import InseparableError
 from onnx_obd.errors import UsageError
+from onnx_obd.records import Curvature
 from onnx_obd.saliency import Criterion
-from onnx_obd.surgery.operands import find_operands
+from onnx_obd.surgery.operands import Operand, find_operands
+from onnx_obd.surgery.surgeon import surgeon_curvature
 
 CHUNK = 4096
 """Positions of a node's input that are unfolded at once."""
 
 
-def gather(criterion: Criterion, calibration: Calibration, names: Sequence[str]) -> dict[str, Mapping[str, Tensor]]:
-    """Everything the criterion needs but the curvature, with the mirror's present weights.
+def gather(
+    criterion: Criterion,
+    calibration: Calibration,
+    names: Sequence[str],
+    curvature: Curvature | None = None,
+    operands: Sequence[Operand] = (),
+) -> dict[str, Mapping[str, Tensor]]:
+    """Everything the criterion needs but the curvature itself, with the mirror's present weights.
+
+    Args:
+        curvature, operands: what readings of the curvature are made from.
 
     Raises:
         UsageError: it needs gradients and the samples have no labels.
@@ -31,7 +42,34 @@ def gather(criterion: Criterion, calibration: Calibration, names: Sequence[str])
             f"criterion '{criterion.name}' needs labels: without them the loss is the divergence from the original, "
             "whose gradient is zero there"
         )
-    return {need: makers[need](calibration, names) for need in needs}
+    found = {need: makers[need](calibration, names) for need in needs}
+    readings = [need for need in criterion.needs if need in READINGS]
+    return found | {need: READINGS[need](calibration, operands, curvature.diag) for need in readings}
+
+
+def mean_of_output(
+    calibration: Calibration, operands: Sequence[Operand], h: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """h averaged over the weights of the same output; h itself where outputs are not known."""
+    return _averaged(operands, h, -1)
+
+
+def mean_of_input(calibration: Calibration, operands: Sequence[Operand], h: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """h averaged over the weights of the same input; h itself where inputs are not known."""
+    return _averaged(operands, h, -2)
+
+
+def _averaged(operands: Sequence[Operand], h: Mapping[str, Tensor], axis: int) -> dict[str, Tensor]:
+    found = dict(h)
+    for operand in operands:
+        matrix = operand.matrix(h[operand.name])
+        mean = matrix.mean(axis, keepdim=True).expand_as(matrix)
+        found[operand.name] = operand.unmatrix(mean, h[operand.name])
+    return found
+
+
+READINGS = {"h_of_output": mean_of_output, "h_of_input": mean_of_input, "h_of_surgeon": surgeon_curvature}
+"""One curvature, read in several ways; which ranks best is found by measuring."""
 
 
 def mean_gradient(calibration: Calibration, names: Sequence[str]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def prune_towards(run: Run, method: str, goal: Goal) -> Candidate:
         if not room or end <= plan.sparsity:
             continue
         began = time.perf_counter()
-        saliency = rank(run, method, number, STEPS, run.mirror.weights)
+        saliency = rank(run, method, number, STEPS, run.mirror.weights, partial(_plan, run, end, plan.keep))
         attempt = _attempts(run, saliency, plan.keep)
         plan, low = attempt(end), plan.sparsity
         room = room_left(plan)
@@ -74,13 +75,17 @@ def _test(run: Run, goal: Goal) -> Callable[[Plan], bool]:
     return lambda plan: goal.allows(candidate(run, "", plan, [], time.perf_counter()).quality, original)
 
 
+def _plan(run: Run, sparsity: float, keep: Mapping[str, Tensor], saliency: Saliency) -> Plan:
+    return planned_rounds(run, sparsity, 1, keep).plan(1, saliency, keep)
+
+
 def _attempts(run: Run, saliency: Saliency, keep: Mapping[str, Tensor]) -> Callable[[float], Plan]:
     """Given a sparsity: delete so much with these scores, from where the mirror stands now."""
     before = snapshot(run.mirror)
 
     def attempt(sparsity: float) -> Plan:
         restore(run.mirror, before)
-        plan = planned_rounds(run, sparsity, 1, keep).plan(1, saliency, keep)
+        plan = _plan(run, sparsity, keep, saliency)
         apply_masks(run.mirror, plan.keep)
         return plan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +14,15 @@ from onnx_obd.plan.targets import Goal, parse_size
 VARIANTS = ("delete", "decay", "regrow")
 
 
+DEFAULT_SPARSITY = 0.5
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of one pruning run; the command line has one for each.
 
     Attributes:
-        sparsity: fraction of the prunable weights to delete, in [0, 1).
+        sparsity: fraction of the prunable weights to delete, in [0, 1); 0.5 if nothing else says how much goes.
         method: criterion to rank by; the magnitude control is always measured beside it.
         curvature: estimator of the second derivatives.
         rounds: deletions in steps, the curvature re-estimated before each.
@@ -41,6 +45,7 @@ class Options:
         nm: a pattern such as "2:4" instead of a sparsity.
         variant: "delete" zeroes weights; "decay" lets them shrink to zero while the others are trained; "regrow" lets
             deleted weights return in a later round.
+        repair: refit what survives to the original's outputs, node by node, as far as that lowers the loss.
         retrain_epochs: masked training after each round but the last (the paper's iteration); 0 for none.
         recover_epochs: masked training of the variant chosen in the end; 0 for none.
         recover_minutes: the same, by time; with both, whichever ends first.
@@ -50,9 +55,12 @@ class Options:
         format: "auto", "dense" or "sparse" storage of the result.
         benchmark: time the result against the original.
         threads: of onnxruntime in the timing.
+        speedup: remove whole units until onnxruntime runs this many times as fast, at batch 1. Single weights are then
+            deleted only if a sparsity or another goal is given too.
+        target_latency: the same by the time of one run, such as "3ms" or "250us".
     """
 
-    sparsity: float = 0.5
+    sparsity: float | None = None
     method: str = "obd"
     curvature: str = "lecun_scaled"
     rounds: int = 12
@@ -74,6 +82,7 @@ class Options:
     sparsity_of: tuple[str, ...] = ()
     nm: str | None = None
     variant: str = "delete"
+    repair: bool = True
     retrain_epochs: int = 0
     recover_epochs: int = 0
     recover_minutes: float = 0.0
@@ -83,8 +92,12 @@ class Options:
     format: str = "auto"
     benchmark: bool = True
     threads: int = 1
+    speedup: float | None = None
+    target_latency: str | None = None
 
     def __post_init__(self) -> None:
+        if self.sparsity is None:
+            object.__setattr__(self, "sparsity", 0.0 if self.removes_units else DEFAULT_SPARSITY)
         rules = (
             (0 <= self.sparsity < 1, f"sparsity must be in [0, 1), not {self.sparsity:g}"),
             (0 < self.held_back < 1, f"held-back fraction must be in (0, 1), not {self.held_back:g}"),
@@ -92,6 +105,8 @@ class Options:
             (self.num_probes >= 1, f"probes must be at least 1, not {self.num_probes}"),
             (self.probe_samples >= 1, f"probe samples must be at least 1, not {self.probe_samples}"),
             (self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}"),
+            (self.speedup is None or 1 < self.speedup < 1e3, f"speedup must be above 1, not {self.speedup}"),
+            (self.speedup is None or self.target_latency is None, "give only one of --speedup, --target-latency"),
             (self.threads >= 1, f"threads must be at least 1, not {self.threads}"),
             (self.recover_epochs >= 0 and self.retrain_epochs >= 0, "epochs must not be negative"),
             (0 <= self.recover_minutes < 1e6, f"minutes must not be negative, not {self.recover_minutes:g}"),
@@ -113,7 +128,7 @@ class Options:
             if not holds:
                 raise UsageError(message)
         parse_sparsity_of(self.sparsity_of)
-        _ = self.goal, self.pattern  # what cannot be read is told before the work
+        _ = self.goal, self.pattern, self.target_milliseconds  # what cannot be read is told before the work
 
     @property
     def _goals(self) -> list[str]:
@@ -130,6 +145,25 @@ class Options:
     @property
     def pattern(self) -> Pattern | None:
         return None if self.nm is None else Pattern.parse(self.nm)
+
+    @property
+    def target_milliseconds(self) -> float | None:
+        """``target_latency`` as a number."""
+        if self.target_latency is None:
+            return None
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)", self.target_latency.strip())
+        if match is None or float(match[1]) <= 0:
+            raise UsageError(f"a latency is a number with s, ms or us, not '{self.target_latency}'")
+        return float(match[1]) * {"s": 1e3, "ms": 1.0, "us": 1e-3}[match[2]]
+
+    @property
+    def states_sparsity(self) -> bool:
+        """Is it ``sparsity`` that says how much goes?"""
+        return not (self._goals or self.sparsity_of)
+
+    @property
+    def removes_units(self) -> bool:
+        return self.speedup is not None or self.target_latency is not None
 
     @property
     def recovers(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,24 +25,31 @@ from onnx_obd.plan.selection import select_weights
 from onnx_obd.progress import Progress
 from onnx_obd.records import WeightSummary
 from onnx_obd.runtime.verify import compare_with_onnxruntime
-from onnx_obd.saliency import find_criterion
+from onnx_obd.saliency import criteria_of
 from onnx_obd.surgery.mask import snapshot
+from onnx_obd.surgery.operands import Operand, find_operands
 
 COMPARED_SAMPLES = 8
 """Samples on which mirror and onnxruntime are compared: enough to meet every branch, few enough to be quick."""
+
+ACCEPTANCE = 0.25
+"""Fraction of the scoring samples that refits are judged by."""
 
 
 @dataclass
 class Run:
     """One model on one set of samples, ready to be pruned: what every stage works on.
 
-    The mirror holds the original weights until a stage changes them; ``original`` is a copy.
+    The mirror holds the original weights until a stage changes them; ``original`` is a copy. ``fitting`` and
+    ``acceptance`` are the two parts of ``scoring`` that a refit is fitted on and judged by.
     """
 
     model: Model
     mirror: Mirror
     objective: Objective
     scoring: Calibration
+    fitting: Calibration
+    acceptance: Calibration
     held_back: Calibration
     probed: Calibration
     weights: list[WeightSummary]
@@ -51,10 +59,22 @@ class Run:
     original: dict[str, Tensor] = field(default_factory=dict)
     original_values: list[tuple[Tensor, ...]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    before: Run | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> Run:
+        """The run with the model that came in: another than this one if units were removed."""
+        return self.before or self
 
     @property
     def prunable(self) -> list[str]:
         return [weight.name for weight in self.weights if weight.prunable]
+
+    @cached_property
+    def operands(self) -> tuple[list[Operand], dict[str, str]]:
+        """Where the prunable weights multiply data, and why some have no such place."""
+        return find_operands(self.mirror, self.probed.batches[0], self.prunable)
 
     def changed_weights(self) -> dict[str, np.ndarray]:
         """The mirror's weights that are no longer the original's, as the file holds them."""
@@ -82,7 +102,7 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         MirrorMismatchError: the mirror does not compute what onnxruntime computes.
     """
     progress = progress or Progress(quiet=True)
-    find_criterion(options.method)  # a wrong name is told before the work, not after
+    criteria_of(options.method)  # a wrong name is told before the work, not after
     find_estimator(options.curvature)
     start = time.perf_counter()
     mirror = Mirror(model.proto)
@@ -103,11 +123,15 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     _check_finite(mirror, weights)
     if not any(weight.prunable for weight in weights):
         raise ModelError("no weight can be pruned; 'onnx-obd inspect' says why for each")
+    parts = scoring_samples.split(ACCEPTANCE, options.seed + 1) if len(scoring_samples) > 1 else (scoring_samples,) * 2
+    fitting, acceptance = (Calibration(mirror, objective, part, batch_size) for part in parts)
     run = Run(
         model=model,
         mirror=mirror,
         objective=objective,
         scoring=scoring,
+        fitting=fitting,
+        acceptance=acceptance,
         held_back=Calibration(mirror, objective, held_back_samples, batch_size),
         probed=probed_samples(scoring, options.probe_samples, [weight.name for weight in weights if weight.prunable]),
         weights=weights,

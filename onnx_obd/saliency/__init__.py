@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from onnx_obd.saliency.registry import CRITERIA, Criterion, find_criterion, score
+from onnx_obd.saliency.registry import CRITERIA, METHODS, Criterion, criteria_of, find_criterion, score
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["CRITERIA", "Criterion", "find_criterion", "score"]
+__all__ = ["CRITERIA", "METHODS", "Criterion", "criteria_of", "find_criterion", "score"]

@@ -13,10 +13,13 @@ from torch import Tensor
 from onnx_obd.errors import UsageError
 from onnx_obd.records import Curvature, Saliency
 
-EVIDENCE = ("h", "gradient", "squared_gradient", "input_norm", "generator")
+EVIDENCE = ("h", "h_of_output", "h_of_input", "h_of_surgeon", "gradient", "squared_gradient", "input_norm", "generator")
 """What a criterion may ask for beside the weight, by naming it as a parameter:
 
     h                 second derivatives of the mean loss
+    h_of_output       h averaged over the weights of the same output
+    h_of_input        h averaged over the weights of the same input
+    h_of_surgeon      1 / [H⁻¹]_qq, the second derivative if the other weights of the output adapt
     gradient          first derivatives of the mean loss over the samples
     squared_gradient  mean over the samples of the squared first derivatives of their losses
     input_norm        L2 norm, over samples and positions, of what the weight multiplies
@@ -37,7 +40,7 @@ class Criterion:
 
     @property
     def needs_curvature(self) -> bool:
-        return "h" in self.needs
+        return any(need.startswith("h") for need in self.needs)
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -64,8 +67,21 @@ def find_criterion(name: str) -> Criterion:
         UsageError: there is none.
     """
     if name not in CRITERIA:
-        raise UsageError(f"no criterion '{name}'; there are {', '.join(sorted(CRITERIA))}")
+        raise UsageError(f"no criterion '{name}'; there are {', '.join(sorted([*CRITERIA, *METHODS]))}")
     return CRITERIA[name]
+
+
+METHODS = {"auto": ("obd", "per_output", "per_input", "factored", "per_tensor")}
+"""Methods that try several criteria in every round."""
+
+
+def criteria_of(method: str) -> tuple[str, ...]:
+    """The criteria of a method: several of ``METHODS``, or the one of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return METHODS.get(method) or (find_criterion(method).name,)
 
 
 def score(
