@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from onnx_obd.mirror.axes import ELEMENTWISE, Node, along, names
 from onnx_obd.mirror.composite import composite, part
-from onnx_obd.mirror.ops import activations, microsoft_attention, pooling, softmax
+from onnx_obd.mirror.ops import activations, linear, microsoft_attention, microsoft_fused, pooling, recurrent, softmax
 from onnx_obd.mirror.ops import quantize as onnx_quantize
 from onnx_obd.mirror.ops.quantize import on_grid
-from onnx_obd.mirror.registry import OutputCount, Stored, family
+from onnx_obd.mirror.registry import Ints, OutputCount, Stored, family
 from onnx_obd.mirror.values import Quantised, plain
 
 microsoft_op = family(domain="com.microsoft", second=composite)
@@ -33,7 +34,13 @@ def _zero_point(given: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.element_dtype if isinstance(like, Quantised) else like.dtype, device=like.device)
 
 
-@microsoft_op("QuantizeLinear", 1, recodes=True, constants=(1,))
+def _grid_axes(node: Node) -> str:
+    axis = node.get("axis")
+    scale = names(node.rank)[1 if axis is None else axis] if node.inputs[1].numel() > 1 else ""
+    return f"{' '.join(names(node.rank))}, {scale}, {scale} -> {' '.join(names(node.rank))}"
+
+
+@microsoft_op("QuantizeLinear", 1, recodes=True, constants=(1,), axes=_grid_axes)
 def quantize_linear(x, y_scale, y_zero_point=None, *, axis=None):
     return _quantize(x, y_scale, y_zero_point, axis=1 if axis is None else axis)
 
@@ -42,7 +49,10 @@ def _dequantize_grid(q, scale, zero_point=None, *, axis=None):
     return onnx_quantize.dequantize_grid(q, scale, zero_point, axis=1 if axis is None else axis)
 
 
-@microsoft_op("DequantizeLinear", 1, recodes=True, stored=(Stored(0, (1, 2), _dequantize_grid),), constants=(1,))
+@microsoft_op(
+    "DequantizeLinear", 1, recodes=True, stored=(Stored(0, (1, 2), _dequantize_grid),), constants=(1,),
+    axes=_grid_axes,
+)  # fmt: skip
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=None):
     return _dequantize(x, x_scale, x_zero_point, axis=1 if axis is None else axis)
 
@@ -50,36 +60,39 @@ def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=None):
 # ---- element by element
 
 
-@microsoft_op("QLinearAdd", 1, stored=(on_grid(0, 1, 2), on_grid(3, 4, 5)), constants=(1, 4, 6))
+@microsoft_op("QLinearAdd", 1, stored=(on_grid(0, 1, 2), on_grid(3, 4, 5)), constants=(1, 4, 6), axes=ELEMENTWISE)
 def qlinear_add(a, a_scale, a_zero_point, b, b_scale, b_zero_point, c_scale, c_zero_point=None):
     total = _dequantize(a, a_scale, a_zero_point) + _dequantize(b, b_scale, b_zero_point)
     return _quantize(total, c_scale, _zero_point(c_zero_point, a))
 
 
-@microsoft_op("QLinearMul", 1, stored=(on_grid(0, 1, 2), on_grid(3, 4, 5)), constants=(1, 4, 6))
+@microsoft_op("QLinearMul", 1, stored=(on_grid(0, 1, 2), on_grid(3, 4, 5)), constants=(1, 4, 6), axes=ELEMENTWISE)
 def qlinear_mul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, c_scale, c_zero_point=None):
     product = _dequantize(a, a_scale, a_zero_point) * _dequantize(b, b_scale, b_zero_point)
     return _quantize(product, c_scale, _zero_point(c_zero_point, a))
 
 
-@microsoft_op("QLinearLeakyRelu", 1, constants=(1, 3))
+@microsoft_op("QLinearLeakyRelu", 1, constants=(1, 3), axes=ELEMENTWISE)
 def qlinear_leaky_relu(x, x_scale, x_zero_point, y_scale, y_zero_point=None, *, alpha=0.01):
     y = _leaky_relu(_dequantize(x, x_scale, x_zero_point), alpha=alpha)
     return _quantize(y, y_scale, _zero_point(y_zero_point, x))
 
 
-@microsoft_op("QLinearSigmoid", 1, constants=(1, 3))
+@microsoft_op("QLinearSigmoid", 1, constants=(1, 3), axes=ELEMENTWISE)
 def qlinear_sigmoid(x, x_scale, x_zero_point, y_scale, y_zero_point=None):
     return _quantize(_sigmoid(_dequantize(x, x_scale, x_zero_point)), y_scale, _zero_point(y_zero_point, x))
 
 
-@microsoft_op("QLinearSoftmax", 1, constants=(1, 3))
+@microsoft_op(
+    "QLinearSoftmax", 1, constants=(1, 3),
+    axes=lambda node: f"{along('axis')(node)}, , , , -> {along('axis')(node)}",
+)  # fmt: skip
 def qlinear_softmax(x, x_scale, x_zero_point, y_scale, y_zero_point, *, axis=-1, opset):
     function = _softmax if opset >= 13 else _softmax_1
     return _quantize(function(_dequantize(x, x_scale, x_zero_point), axis=axis), y_scale, y_zero_point)
 
 
-@microsoft_op("QLinearWhere", 1, stored=(on_grid(1, 2, 3), on_grid(4, 5, 6)), constants=(2, 5, 7))
+@microsoft_op("QLinearWhere", 1, stored=(on_grid(1, 2, 3), on_grid(4, 5, 6)), constants=(2, 5, 7), axes=ELEMENTWISE)
 def qlinear_where(condition, x, x_scale, x_zero_point, y, y_scale, y_zero_point, z_scale, z_zero_point):
     z = torch.where(condition, _dequantize(x, x_scale, x_zero_point), _dequantize(y, y_scale, y_zero_point))
     return _quantize(z, z_scale, z_zero_point)
@@ -95,7 +108,12 @@ def qlinear_concat(y_scale, y_zero_point, *inputs, axis):
 # ---- windows
 
 
-@microsoft_op("QLinearAveragePool", 1, constants=(1, 3))
+def _pool_axes(node: Node) -> str:
+    own = "n _* c" if node.get("channels_last") else "n c _*"
+    return f"{own}, , , , -> {own}"
+
+
+@microsoft_op("QLinearAveragePool", 1, constants=(1, 3), axes=_pool_axes)
 def qlinear_average_pool(
     x, x_scale, x_zero_point, y_scale, y_zero_point=None, *, auto_pad="NOTSET", ceil_mode=0, channels_last=0,
     count_include_pad=0, kernel_shape, pads=None, strides=None,
@@ -108,14 +126,20 @@ def qlinear_average_pool(
     return _quantize(y.movedim(1, -1) if channels_last else y, y_scale, _zero_point(y_zero_point, x))
 
 
-@microsoft_op("QLinearGlobalAveragePool", 1, constants=(1, 3))
+@microsoft_op("QLinearGlobalAveragePool", 1, constants=(1, 3), axes=_pool_axes)
 def qlinear_global_average_pool(x, x_scale, x_zero_point, y_scale, y_zero_point, *, channels_last=0):
     values = _dequantize(x, x_scale, x_zero_point)
     y = _global_average_pool(values.movedim(-1, 1) if channels_last else values)
     return _quantize(y.movedim(1, -1) if channels_last else y, y_scale, y_zero_point)
 
 
-@microsoft_op("QLinearConv", 1, weights=(3,), constants=(1, 4, 6))
+def _qlinear_conv_axes(node: Node) -> str:
+    own, last = "(group channel)", node.get("channels_last")
+    x, y = ("n _* (group c)", f"n _* {own}") if last else ("n (group c) _*", f"n {own} _*")
+    return f"{x}, , , {own} c _*, {own}, {own}, , , {own} -> {y}"
+
+
+@microsoft_op("QLinearConv", 1, weights=(3,), constants=(1, 4, 6), axes=_qlinear_conv_axes)
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
     channels_last=0, dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
@@ -131,21 +155,32 @@ def qlinear_conv(
 # ---- products
 
 
-@microsoft_op("MatMulIntegerToFloat", 1, weights=(0, 1), constants=(2, 3))
+@microsoft_op(
+    "MatMulIntegerToFloat", 1, weights=(0, 1), constants=(2, 3),
+    axes=lambda node: f"{linear.matmul_axes(node).partition('->')[0]}, i, neuron, i, neuron, neuron -> ... i neuron",
+)  # fmt: skip
 def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_point=None, bias=None):
     """(a - a_zero_point) (b - b_zero_point) a_scale b_scale + bias; those of b are one number or one per column."""
     y = plain(_matmul_integer(a, b, a_zero_point, b_zero_point)).to(a_scale.dtype) * (a_scale * b_scale)
     return y if bias is None else y + bias
 
 
-@microsoft_op("DynamicQuantizeMatMul", 1, weights=(0, 1), constants=(2,))
+@microsoft_op(
+    "DynamicQuantizeMatMul", 1, weights=(0, 1), constants=(2,),
+    axes="... i _, _ neuron, neuron, neuron, neuron -> ... i neuron",
+)  # fmt: skip
 def dynamic_quantize_matmul(a, b, b_scale, b_zero_point=None, bias=None):
     """The same for an ``a`` that is quantised here by its extremes."""
     a, a_scale, a_zero_point = _dynamic_quantize(a)
     return matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias)
 
 
-@microsoft_op("QGemm", 1, weights=(0, 3), constants=(1, 4, 7))
+def _qgemm_axes(node: Node) -> str:
+    a, b = "k i" if node.get("transA") else "i k", "neuron k" if node.get("transB") else "k neuron"
+    return f"{a}, , , {b}, neuron, neuron, i neuron, , -> i neuron"
+
+
+@microsoft_op("QGemm", 1, weights=(0, 3), constants=(1, 4, 7), axes=_qgemm_axes)
 def qgemm(
     a, a_scale, a_zero_point, b, b_scale, b_zero_point, c=None, y_scale=None, y_zero_point=None, *, alpha=1.0,
     transA=0, transB=0,
@@ -157,7 +192,11 @@ def qgemm(
     return y if y_scale is None else _quantize(y, y_scale, y_zero_point)
 
 
-@microsoft_op("QAttention", 1, weights=(1,), constants=(3, 4))
+@microsoft_op(
+    "QAttention", 1, weights=(1,), constants=(3, 4),
+    axes="b t i, i (3 num_heads _), (3 num_heads _), , (3 num_heads _), _*, , (3 num_heads _), _ b num_heads _ _ "
+    "-> b t (num_heads _), _ b num_heads _ _",
+)  # fmt: skip
 def qattention(
     input, weight, bias, input_scale, weight_scale, mask_index=None, input_zero_point=None, weight_zero_point=None,
     past=None, *, do_rotary=0, mask_filter_value=-10000.0, num_heads, past_present_share_buffer=0, scale=None,
@@ -171,3 +210,69 @@ def qattention(
     return microsoft_attention.self_attention(
         projected, mask_index, past, None, num_heads, mask_filter_value, None, scale, unidirectional, outputs
     )
+
+
+# ---- layers of a network
+
+
+def _direction_grid(q, scale, zero_point, **_):
+    """One number for each direction, or one for each column of each."""
+    return scale.view(len(q), 1, -1), zero_point.view(len(q), 1, -1)
+
+
+@microsoft_op(
+    "DynamicQuantizeLSTM", 1, weights=(1, 2), constants=(8, 10),
+    stored=(Stored(1, (8, 9), _direction_grid), Stored(2, (10, 11), _direction_grid)),
+)  # fmt: skip
+def dynamic_quantize_lstm(
+    x, w, r, b, sequence_lens: Ints | None, initial_h, initial_c, p, w_scale, w_zero_point, r_scale, r_zero_point, *,
+    activation_alpha=None, activation_beta=None, activations=None, clip=None, direction="forward", hidden_size=None,
+    input_forget=0,
+):  # fmt: skip
+    """LSTM with weights [D, I, 4*H] and [D, H, 4*H]; inputs and hidden states are quantised by their extremes.
+
+    onnxruntime quantises the hidden states of a step together only where one thread has the whole batch.
+    """
+    layer = recurrent.Layer(x, w, r.mT, b, sequence_lens, [initial_h, initial_c], direction, 0)
+
+    def projected(d: int) -> Tensor:
+        y = dynamic_quantize_matmul(x, w[d], w_scale[d], w_zero_point[d])
+        return y if b is None else y + sum(layer.bias(d))
+
+    def gates(d: int):
+        return lambda x, h: x + dynamic_quantize_matmul(h, r[d], r_scale[d], r_zero_point[d])
+
+    functions = recurrent.layer_activations(
+        3, len(r), activations or recurrent.LSTM_ACTIVATIONS * len(r), activation_alpha, activation_beta, clip
+    )
+    cells = [
+        recurrent.lstm_cell(gates(d), *three, None if p is None else p[d], input_forget)
+        for d, three in enumerate(functions)
+    ]
+    return layer.loop(cells, [projected(d) for d in range(len(r))])
+
+
+_EMBEDDING_GRIDS = tuple(
+    on_grid(operand, scale, zero_point) for operand, scale, zero_point in
+    ((2, 8, 13), (3, 9, 14), (4, 10, 15), (5, 11, 16), (6, 12, 17))
+)  # fmt: skip
+
+
+@microsoft_op("QEmbedLayerNormalization", 1, weights=(2, 3, 4), constants=(8, 9, 10, 11, 12), stored=_EMBEDDING_GRIDS)
+def qembed_layer_normalization(
+    input_ids, segment_ids, word_embedding, position_embedding, segment_embedding, gamma, beta, mask,
+    word_embedding_scale, position_embedding_scale, segment_embedding_scale, gamma_scale, beta_scale,
+    word_embedding_zero_point, position_embedding_zero_point, segment_embedding_zero_point, gamma_zero_point,
+    beta_zero_point, *, epsilon=1e-12,
+):  # fmt: skip
+    """EmbedLayerNormalization of tables, gamma and beta that are quantised."""
+    word = _dequantize(word_embedding, word_embedding_scale, word_embedding_zero_point)
+    position = _dequantize(position_embedding, position_embedding_scale, position_embedding_zero_point)
+    segment = None
+    if segment_embedding is not None:
+        segment = _dequantize(segment_embedding, segment_embedding_scale, segment_embedding_zero_point)
+    gamma = _dequantize(gamma, gamma_scale, gamma_zero_point)
+    beta = _dequantize(beta, beta_scale, beta_zero_point)
+    return microsoft_fused.embed_layer_normalization(
+        input_ids, segment_ids, word, position, segment, gamma, beta, mask, epsilon=epsilon
+    )[:2]

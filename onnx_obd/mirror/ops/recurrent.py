@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onnx_obd.errors import ModelError
+from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite
 from onnx_obd.mirror.ops.named_activations import Activation, named_activation
 from onnx_obd.mirror.registry import Ints, family
@@ -32,7 +33,7 @@ _recurrent_op = family(weights=(1, 2), second=composite)
 
 
 @lru_cache
-def _activations(
+def layer_activations(
     count: int, directions: int, names: tuple[str, ...], alphas: tuple[float, ...] | None,
     betas: tuple[float, ...] | None, clip: float | None, clipped: int = 2,
 ) -> list[list[Activation]]:  # fmt: skip
@@ -53,7 +54,7 @@ def _clipped(function: Activation, clip: float) -> Activation:
     return lambda x: function(x.clamp(-clip, clip))
 
 
-class _Layer:
+class Layer:
     """A node's run over time: what its cell leaves open. Tensors are held time first."""
 
     def __init__(self, x, w, r, b, lengths, initial, direction: str, layout: int):
@@ -145,13 +146,27 @@ def _stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return tensors[0].unsqueeze(axis) if len(tensors) == 1 else torch.stack(tensors, axis)
 
 
-@_recurrent_op("RNN", 1, 7, 14, 22)
+def _recurrent_axes(gates: int) -> Callable[[Node], str]:
+    """The hidden units stand in the rows of every gate, and what R sums over are the units of the step before."""
+
+    def rule(node: Node) -> str:
+        batch_first = node.get("layout")
+        x, y = ("b t i", "b t _ hidden_size") if batch_first else ("t b i", "t _ b hidden_size")
+        state = "b _ hidden_size" if batch_first else "_ b hidden_size"
+        w, r = f"_ ({gates} hidden_size) i", f"_ ({gates} hidden_size) hidden_size'"
+        bias = f"_ ({2 * gates} hidden_size)"
+        return f"{x}, {w}, {r}, {bias}, b, {state}, {state}, _ (3 hidden_size) -> {y}, {state}, {state}"
+
+    return rule
+
+
+@_recurrent_op("RNN", 1, 7, 14, 22, axes=_recurrent_axes(1))
 def rnn(
     x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, *, activation_alpha=None, activation_beta=None,
     activations=("Tanh", "Tanh"), clip=None, direction="forward", hidden_size=None, layout=0, output_sequence=0,
 ):  # fmt: skip
     """H_t = f(X_t W^T + H_{t-1} R^T + Wb + Rb)."""
-    layer = _Layer(x, w, r, b, sequence_lens, [initial_h], direction, layout)
+    layer = Layer(x, w, r, b, sequence_lens, [initial_h], direction, layout)
     kernel = _RNN_KERNELS.get(tuple(name.lower() for name in activations[: len(r)]))
     if kernel is not None and not clip and layer.fusable():
         return layer.fused(kernel, (0,))
@@ -159,7 +174,7 @@ def rnn(
     def cell(matrix: Tensor, f: Activation) -> Cell:
         return lambda x, h: (f(torch.addmm(x, h, matrix)),)
 
-    functions = _activations(1, len(r), activations, activation_alpha, activation_beta, clip)
+    functions = layer_activations(1, len(r), activations, activation_alpha, activation_beta, clip)
     cells = [cell(matrix.t(), f) for matrix, (f,) in zip(r.unbind(), functions, strict=True)]
     return layer.loop(cells, [layer.project(d) for d in range(len(r))])
 
@@ -167,7 +182,7 @@ def rnn(
 _RNN_KERNELS = {names * d: getattr(torch._VF, f"rnn_{names[0]}") for names in (("tanh",), ("relu",)) for d in (1, 2)}
 
 
-@_recurrent_op("GRU", 1, 3, 7, 14, 22)
+@_recurrent_op("GRU", 1, 3, 7, 14, 22, axes=_recurrent_axes(3))
 def gru(
     x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, *, activation_alpha=None, activation_beta=None,
     activations=None, clip=None, direction="forward", hidden_size=None, layout=0, linear_before_reset=0,
@@ -178,7 +193,7 @@ def gru(
     n = g(X_t Wh^T + Wbh + r (H_{t-1} Rh^T + Rbh)) with ``linear_before_reset``, otherwise
     n = g(X_t Wh^T + Wbh + (r H_{t-1}) Rh^T + Rbh).
     """
-    layer = _Layer(x, w, r, b, sequence_lens, [initial_h], direction, layout)
+    layer = Layer(x, w, r, b, sequence_lens, [initial_h], direction, layout)
     size = r.shape[2]
     names = activations or _GRU_ACTIVATIONS * len(r)
     plain = tuple(name.lower() for name in names) == _GRU_ACTIVATIONS * len(r)
@@ -201,7 +216,7 @@ def gru(
 
         return step
 
-    functions = _activations(2, len(r), names, activation_alpha, activation_beta, clip)
+    functions = layer_activations(2, len(r), names, activation_alpha, activation_beta, clip)
     cells = [cell(d, f, g) for d, (f, g) in enumerate(functions)]
     rows = 2 * size if linear_before_reset else None
     return layer.loop(cells, [layer.project(d, rows) for d in range(len(r))])
@@ -210,7 +225,7 @@ def gru(
 _GRU_ACTIVATIONS = ("sigmoid", "tanh")
 
 
-@_recurrent_op("LSTM", 1, 7, 14, 22)
+@_recurrent_op("LSTM", 1, 7, 14, 22, axes=_recurrent_axes(4))
 def lstm(
     x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, initial_c=None, p=None, *,
     activation_alpha=None, activation_beta=None, activations=None, clip=None, direction="forward", hidden_size=None,
@@ -222,37 +237,47 @@ def lstm(
     C_t = f C_{t-1} + i g(X_t Wc^T + H_{t-1} Rc^T + bc);
     o = f(X_t Wo^T + H_{t-1} Ro^T + Po C_t + bo); H_t = o h(C_t).
     """
-    layer = _Layer(x, w, r, b, sequence_lens, [initial_h, initial_c], direction, layout)
-    names = activations or _LSTM_ACTIVATIONS * len(r)
-    plain = tuple(name.lower() for name in names) == _LSTM_ACTIVATIONS * len(r)
+    layer = Layer(x, w, r, b, sequence_lens, [initial_h, initial_c], direction, layout)
+    names = activations or LSTM_ACTIVATIONS * len(r)
+    plain = tuple(name.lower() for name in names) == LSTM_ACTIVATIONS * len(r)
     if plain and p is None and not input_forget and not clip and layer.fusable():
         return layer.fused(torch._VF.lstm, (0, 2, 3, 1))
 
-    def cell(d: int, f: Activation, g: Activation, h_of: Activation) -> Cell:
-        recurrent, size = r[d].t(), 3 * r.shape[2]
-        peepholes = None if p is None else p[d].chunk(3)
-
-        def plain_step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-            gates = torch.addmm(x, h, recurrent)
-            i, o, forget = f(gates[:, :size]).chunk(3, 1)
-            c = forget * c + i * g(gates[:, size:])
-            return o * h_of(c), c
-
-        def step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-            i, o, forget, new = torch.addmm(x, h, recurrent).chunk(4, 1)
-            if peepholes:
-                i, forget = i + peepholes[0] * c, forget + peepholes[2] * c
-            i = f(i)
-            c = (1 - i if input_forget else f(forget)) * c + i * g(new)
-            o = f(o + peepholes[1] * c if peepholes else o)
-            return o * h_of(c), c
-
-        return step if peepholes or input_forget else plain_step
+    def gates(d: int) -> Callable[[Tensor, Tensor], Tensor]:
+        matrix = r[d].t()
+        return lambda x, h: torch.addmm(x, h, matrix)
 
     # onnxruntime limits what enters the gates, not the cell state that enters h
-    functions = _activations(3, len(r), names, activation_alpha, activation_beta, clip, clipped=2)
-    cells = [cell(d, *three) for d, three in enumerate(functions)]
+    functions = layer_activations(3, len(r), names, activation_alpha, activation_beta, clip, clipped=2)
+    cells = [
+        lstm_cell(gates(d), *three, None if p is None else p[d], input_forget) for d, three in enumerate(functions)
+    ]
     return layer.loop(cells, [layer.project(d) for d in range(len(r))])
 
 
-_LSTM_ACTIVATIONS = ("sigmoid", "tanh", "tanh")
+LSTM_ACTIVATIONS = ("sigmoid", "tanh", "tanh")
+
+
+def lstm_cell(
+    gates: Callable[[Tensor, Tensor], Tensor], f: Activation, g: Activation, h_of: Activation, p: Tensor | None,
+    input_forget: int,
+) -> Cell:  # fmt: skip
+    """The cell whose gates before their activation are ``gates(projected input, hidden state)``, [B, 4*H]."""
+    peepholes = None if p is None else p.chunk(3)
+
+    def plain_step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        size, values = 3 * h.shape[1], gates(x, h)
+        i, o, forget = f(values[:, :size]).chunk(3, 1)
+        c = forget * c + i * g(values[:, size:])
+        return o * h_of(c), c
+
+    def step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        i, o, forget, new = gates(x, h).chunk(4, 1)
+        if peepholes:
+            i, forget = i + peepholes[0] * c, forget + peepholes[2] * c
+        i = f(i)
+        c = (1 - i if input_forget else f(forget)) * c + i * g(new)
+        o = f(o + peepholes[1] * c if peepholes else o)
+        return o * h_of(c), c
+
+    return step if peepholes or input_forget else plain_step

@@ -77,7 +77,36 @@ PRODUCTS = [
               rand(24, low=0.01, high=0.02), None, X_ZERO, np.zeros(24, np.int8), rand(2, 2, 2, 2, 4), num_heads=2,
               unidirectional=1, outputs=2),
 ]  # fmt: skip
-CASES = ELEMENTWISE + WINDOWS + PRODUCTS
+
+
+def lstm(*others, directions=1, scales=1, **attributes):
+    """One sequence: of several, onnxruntime quantises those together that one thread works on."""
+    x, bias = rand(4, 1, 5), rand(directions, 24)
+    w, r = bytes_(directions, 5, 12, dtype=np.int8), bytes_(directions, 3, 12, dtype=np.int8)
+    values = []
+    for _ in range(2):
+        zeros = np.zeros((directions, scales) if scales > 1 else directions, np.int8)  # onnxruntime wants no other
+        values += [rand(*zeros.shape, low=0.005, high=0.01), zeros]
+    others = (*others, *[None] * 4)[:4]
+    weights = (1, 2, 8, 9, 10, 11)
+    return microsoft("DynamicQuantizeLSTM", 1, x, w, r, bias[:, :24], *others, *values, weights=weights, outputs=3,
+                     hidden_size=3, direction="bidirectional" if directions == 2 else "forward", **attributes)
+
+
+IDS = RNG.integers(0, 3, (2, 4)).astype(np.int32)
+TABLES = [bytes_(5, 8), bytes_(6, 8), bytes_(3, 8), bytes_(8), bytes_(8)]
+TABLE_SCALES = [scale(s) for s in (0.01, 0.02, 0.03, 0.01, 0.02)]
+TABLE_ZEROS = [np.uint8(z) for z in (9, 99, 128, 5, 3)]
+LAYERS = [
+    lstm(),
+    lstm(None, rand(2, 1, 3), rand(2, 1, 3), directions=2, scales=12),
+    microsoft("QEmbedLayerNormalization", 1, IDS, IDS[::-1].copy(), *TABLES, None, *TABLE_SCALES, *TABLE_ZEROS,
+              outputs=2, epsilon=1e-5),
+    microsoft("QEmbedLayerNormalization", 1, IDS, None, *TABLES[:2], None, *TABLES[3:], IDS.clip(0, 1),
+              *TABLE_SCALES[:2], None, *TABLE_SCALES[3:], *TABLE_ZEROS[:2], None, *TABLE_ZEROS[3:], outputs=2,
+              epsilon=1e-5),
+]  # fmt: skip
+CASES = ELEMENTWISE + WINDOWS + PRODUCTS + LAYERS
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -102,7 +131,7 @@ def _behind_a_quantiser(case):
 
 
 INEXACT = {"QAttention", "QuantizeLinear", "DynamicQuantizeMatMul"}  # by parts, or a float operand
-EXACT = [c for c in CASES if c.op_type not in INEXACT]
+EXACT = [c for c in ELEMENTWISE + WINDOWS + PRODUCTS if c.op_type not in INEXACT]
 
 
 @pytest.mark.parametrize("case", EXACT, ids=str)
