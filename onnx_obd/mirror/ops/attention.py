@@ -175,16 +175,21 @@ def attention(
 ):  # fmt: skip
     merged, dtype = q.dim() == 3, q.dtype
     q, present_key, present_value, k, v = _arrange(q, k, v, past_key, past_value, q_num_heads, kv_num_heads)
-    allowed = _allowed(q, k, past_key, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size)
     if dtype.itemsize < 4:  # rounded once, at the end
         q, k, v = q.float(), k.float(), v.float()
-    mask = make_mask(_pad_mask(attn_mask, k.shape[2]), allowed)
-    scale = scale or q.shape[-1] ** -0.5
-    if softcap or softmax_precision or outputs > 3:
-        stages = scores(q, k, mask, scale, softcap, softmax_precision)
-        y, stage = stages.softmax @ v, stages[qk_matmul_output_mode].to(dtype)
+    scale, stage = scale or q.shape[-1] ** -0.5, None
+    staged = softcap or softmax_precision or outputs > 3
+    windowed = left_window_size >= 0 or right_window_size >= 0
+    if is_causal and not staged and not windowed and attn_mask is past_key is nonpad_kv_seqlen is None:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     else:
-        y, stage = attend(q, k, v, mask, scale), None
+        allowed = _allowed(q, k, past_key, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size)
+        mask = make_mask(_pad_mask(attn_mask, k.shape[2]), allowed)
+        if staged:
+            stages = scores(q, k, mask, scale, softcap, softmax_precision)
+            y, stage = stages.softmax @ v, stages[qk_matmul_output_mode].to(dtype)
+        else:
+            y = attend(q, k, v, mask, scale)
     y = y.transpose(1, 2).flatten(2) if merged else y
     return (y.to(dtype), present_key, present_value, stage)[:outputs]
 
