@@ -169,15 +169,14 @@ def _layer_second(call: Call, h):
     x, scale, dims = _layer_arguments(call)
     normal, _, sigma = _standardise(x, dims, call.attributes.get("epsilon", 1e-5))
     h_y, *h_statistics = _all_h(call, h)
-    h_normal, h_scale, h_bias = _affine_second(h_y, normal, scale)
+    h_normal, h_scale, _ = _affine_second(h_y, normal, scale)
     h_x = _standardise_second(h_normal, normal, sigma, dims)
     slopes = (1.0, normal / sigma.square())  # times 1/n: of the mean, and of 1/sigma up to its sign
     n = math.prod(x.shape[dim] for dim in dims)
     for value, slope in zip(h_statistics, slopes, strict=False):
         h_x = h_x if value is None else h_x + value * (slope / n) ** 2
-    bias = call.inputs[2] if len(call.inputs) > 2 else None
-    h_bias = None if bias is None else h_y.sum_to_size(bias.shape)
-    return _shaped(call, (h_x, h_scale, h_bias))
+    h_bias = [h_y.sum_to_size(bias.shape) for bias in call.inputs[2:] if bias is not None]
+    return _shaped(call, (h_x, h_scale, *h_bias))
 
 
 def _layer_arguments(call: Call):
