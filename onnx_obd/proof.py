@@ -13,9 +13,11 @@ import onnx
 from onnx_obd._version import __version__
 from onnx_obd.calibration.quality import assess
 from onnx_obd.calibration.samples import Samples
-from onnx_obd.candidates import Candidate
+from onnx_obd.candidates import Candidate, nm_axes
+from onnx_obd.errors import ExportError
 from onnx_obd.export import ExportReport, export_model
-from onnx_obd.graph.weights import write_weights
+from onnx_obd.graph.weights import find_weights, write_weights
+from onnx_obd.plan.nm import WHO_PROFITS
 from onnx_obd.records import Latency, Plan, Quality, Report, WeightSummary
 from onnx_obd.run import COMPARED_SAMPLES, Run
 from onnx_obd.runtime.latency import measure_latency
@@ -46,6 +48,7 @@ def finish(
     pruned = onnx.ModelProto()
     pruned.CopyFrom(run.model.proto)
     write_weights(pruned, changed)
+    pattern_note = _checked_pattern(run, pruned)
     with run.progress.stage("comparing with onnxruntime"):
         some = run.held_back.samples.subset(range(min(COMPARED_SAMPLES, len(run.held_back.samples))))
         export_error = compare_with_onnxruntime(run.mirror, pruned, some)
@@ -64,7 +67,23 @@ def finish(
     if run.options.benchmark:
         with run.progress.stage("timing") as report, run.timed("timing"):
             latency = measure_latency(run.model.proto, pruned, samples, threads=run.options.threads, progress=report)
-    return Result(destination, _report(run, best, candidates, written, dense, exported, latency, export_error))
+    report = _report(run, best, candidates, written, dense, exported, latency, export_error)
+    return Result(destination, replace(report, notes=(*report.notes, *pattern_note)))
+
+
+def _checked_pattern(run: Run, pruned: onnx.ModelProto) -> tuple[str, ...]:
+    """The n:m pattern counted in the model that is written, and a note on it; nothing without a pattern."""
+    pattern = run.options.pattern
+    if pattern is None:
+        return ()
+    stored, axes = find_weights(pruned), nm_axes(run, pattern)
+    for name, axis in axes.items():
+        if pattern.violations(stored[name].read(pruned), axis):
+            raise ExportError(f"weight '{name}' is not {pattern} along axis {axis}; please report this")
+    dense = len(run.prunable) - len(axes)
+    left = f"; {dense} cannot have it there and stay whole" if dense else ""
+    what = f"{pattern} along the axis that is summed over, counted in the result: {len(axes)} tensors{left}"
+    return (f"{what}. {WHO_PROFITS}",)
 
 
 def _provenance(run: Run, samples: Samples) -> dict[str, str]:
@@ -108,7 +127,7 @@ def _report(
         objective=run.objective.describe(),
         num_scoring=run.scoring.num_samples,
         num_held_back=run.held_back.num_samples,
-        target_sparsity=run.options.sparsity,
+        target_sparsity=run.options.sparsity if run.options.states_sparsity else best.plan.sparsity,
         sparsity=best.plan.sparsity,
         sparsity_all_weights=zeros / total if total else 0.0,
         parameters=total,
@@ -137,10 +156,12 @@ def _with_sparsity(weight: WeightSummary, plan: Plan) -> WeightSummary:
 
 def _notes(run: Run, best: Candidate) -> tuple[str, ...]:
     notes = list(run.objective.notes)
+    if run.options.goal is not None:
+        notes.append("the sparsity follows from the goal, measured on the held-back samples before repair and recovery")
     if run.mirror.boundaries:
         notes.append(f"run by onnxruntime, no gradient passes: {', '.join(run.mirror.boundaries)}")
-    if best.quality.method != run.options.method:
-        shipped, asked = best.quality.method, run.options.method
+    shipped, asked = best.quality.method.partition(" + ")[0], run.options.method
+    if shipped != asked:
         notes.append(f"{shipped} had the lower held-back loss, so it was written instead of {asked}")
     if run.scoring.batch_size == 1:
         notes.append("samples went one by one: in a batch they would disturb each other")

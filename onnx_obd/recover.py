@@ -14,6 +14,9 @@ from onnx_obd.recovery import Recipe, State, Training, load_checkpoint, save_che
 from onnx_obd.run import Run
 from onnx_obd.surgery.mask import restore
 
+RECOVERED = " + recovery"
+"""What the trained variant of a method is called."""
+
 SAVE_SECONDS = 10.0
 """A checkpoint is written no more often than this."""
 
@@ -73,10 +76,12 @@ def _train(
             saved = time.perf_counter()
 
     with run.progress.stage(f"{best.quality.method}: recovery") as report, run.timed("recovery"):
-        state = training.run(report, save)
-    save(least=0.0)
+        try:
+            state = training.run(report, save)
+        finally:  # an interruption too is something to go on from
+            save(least=0.0)
     began = time.perf_counter() - best.quality.seconds - state.seconds
-    trained = candidate(run, f"{best.quality.method} + recovery", best.plan, list(best.rounds), began)
+    trained = candidate(run, f"{best.quality.method}{RECOVERED}", best.plan, list(best.rounds), began)
     candidates = [*candidates, trained]
     return best_of(run, [best, trained]), candidates
 

@@ -31,7 +31,11 @@ class Rounds:
     axes: Mapping[str, int] = field(default_factory=dict)
 
     def plan(self, number: int, saliency: Saliency, keep: Mapping[str, Tensor]) -> Plan:
-        """The plan of round ``number``, from 1; what ``keep`` has deleted stays deleted."""
+        """The plan of round ``number``, from 1; what ``keep`` has deleted stays deleted.
+
+        Rounds after the last are planned like the last: at the final sparsity.
+        """
+        number = min(number, self.count)
         if self.pattern is None:
             targets = [pool.targets(self.count, self.start)[number - 1] for pool in self.pools]
             return plan_pools(saliency, self.pools, targets, keep)

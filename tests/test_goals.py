@@ -1,0 +1,107 @@
+"""Goals other than a sparsity, held against what is measured of the file that comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_obd
+from onnx_obd.candidates import prune_by
+from onnx_obd.choice import choose
+from onnx_obd.errors import UsageError
+from onnx_obd.graph.load import load_model
+from onnx_obd.graph.weights import find_weights
+from onnx_obd.options import Options
+from onnx_obd.run import prepare
+
+SAMPLES = Path(__file__).parent.parent / "sample_models"
+QUICK = {"benchmark": False, "samples": 120, "method": "magnitude", "repair": False}
+
+
+def made(**options):
+    model = load_model(SAMPLES / "lenet_digits.onnx")
+    samples = onnx_obd.load_samples(SAMPLES / "lenet_digits_calib", model.proto, labels="none", limit=120)
+    return prepare(model, samples, Options(**{"method": "magnitude", "repair": False, **options}))
+
+
+def pruned(tmp_path, **options):
+    return onnx_obd.prune(
+        SAMPLES / "lenet_digits.onnx", SAMPLES / "lenet_digits_calib", tmp_path / "out.onnx", **{**QUICK, **options}
+    )
+
+
+def test_the_accuracy_may_drop_so_far_and_no_further(tmp_path):
+    report = pruned(tmp_path, max_drop=0.1).report
+    drop = report.dense.accuracy - report.exported.accuracy
+    assert 0 <= drop <= 0.1 + 1e-9
+    more = prune_by(made(), "magnitude", min(0.99, report.sparsity + 0.1), 1)
+    assert 1 - more.quality.agreement > 0.1
+    assert report.sparsity > 0.5 and report.target_sparsity == report.sparsity
+
+
+def test_the_loss_may_rise_by_the_budget():
+    run = made(loss_budget=0.02)
+    best, (first,) = choose(run)
+    assert best is first and 0.01 < best.quality.loss <= 0.02
+    assert [r.sparsity for r in first.rounds] == sorted(r.sparsity for r in first.rounds)
+    assert run.held_back.loss() == pytest.approx(best.quality.loss, rel=1e-5)
+
+
+def test_no_budget_leaves_nearly_everything():
+    best, _ = choose(made(loss_budget=0.0))
+    assert best.quality.loss <= 0 and best.plan.sparsity < 0.3
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_the_file_comes_just_below_the_size(tmp_path, share):
+    before = (SAMPLES / "lenet_digits.onnx").stat().st_size
+    wanted = round(share * before)
+    report = pruned(tmp_path, target_size=f"{wanted}B").report
+    size = (tmp_path / "out.onnx").stat().st_size
+    assert size == report.bytes_after <= wanted
+    assert size > wanted - 0.05 * before
+
+
+def test_a_size_that_cannot_be_reached(tmp_path):
+    with pytest.raises(UsageError, match="still larger"):
+        pruned(tmp_path, target_size="1kB")
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_of_four_is_in_the_file_along_the_channels(tmp_path):
+    report = pruned(tmp_path, nm="2:4", rounds=2).report
+    proto = onnx.load(tmp_path / "out.onnx")
+    weights = {name: weight.read(proto) for name, weight in find_weights(proto).items()}
+    found = {summary.name: summary for summary in report.weights if summary.sparsity > 0}
+    assert found
+    for name, summary in found.items():
+        weight = weights[name]
+        axis = 1 if weight.ndim == 4 else {"Gemm": 1, "MatMul": 0}[summary.op_type]
+        groups = np.moveaxis(weight, axis, -1).reshape(-1, 4)
+        assert (np.count_nonzero(groups, axis=1) <= 2).all()
+        assert summary.sparsity == pytest.approx(0.5, abs=0.01)
+    assert any("TensorRT" in note and "2:4" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_drop": 0.1, "nm": "2:4"},
+        {"target_size": "tiny"},
+        {"nm": "5:4"},
+        {"max_drop": 1.5},
+        {"loss_budget": -1.0},
+        {"scope": "row"},
+        {"sparsity_of": ("fc=2",)},
+        {"variant": "decay"},
+        {"variant": "shrink"},
+        {"checkpoint": "c"},
+        {"resume": True, "recover_epochs": 1},
+    ],
+)
+def test_options_that_cannot_be_meant(options):
+    with pytest.raises(UsageError):
+        Options(**options)
