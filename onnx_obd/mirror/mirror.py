@@ -16,11 +16,8 @@ from onnx_obd.graph.load import load_model
 from onnx_obd.graph.weights import Path as StoredPath
 from onnx_obd.mirror import ops  # noqa: F401  (importing registers the operators)
 from onnx_obd.mirror.compile import Precision, compile_model
-from onnx_obd.mirror.program import Env, Program
+from onnx_obd.mirror.program import MAX_PLANS, Env, Program, signature
 from onnx_obd.mirror.values import is_float, materialise, to_numpy, to_torch
-
-MAX_PLANS = 16
-"""How many input signatures keep their specialised program."""
 
 
 class Mirror(nn.Module):
@@ -104,7 +101,7 @@ class Mirror(nn.Module):
         function of the weights that ``torch.func`` differentiates.
         """
         values = self._prepare(inputs)
-        key = (outputs and tuple(outputs), *map(_signature, values))
+        key = (outputs and tuple(outputs), *map(signature, values))
         plan = self._plans.get(key)
         program = plan or self._restricted(outputs)
         env = program.start(values)
@@ -112,7 +109,7 @@ class Mirror(nn.Module):
             env[self._compiled.parameters[name]] = value
         if plan is not None:
             self._plans.move_to_end(key)
-            return plan.finish(env)
+            return plan.finish(env, reuse=not weights)
         self._plans[key], results = program.specialise(env, frozenset(self._compiled.parameters.values()))
         if len(self._plans) > MAX_PLANS:
             self._plans.popitem(last=False)
@@ -120,7 +117,7 @@ class Mirror(nn.Module):
 
     def plan(self, inputs: Sequence[Any], outputs: Sequence[str | int] | None = None) -> Program:
         """The program specialised for inputs of these shapes (running it once if need be)."""
-        key = (outputs and tuple(outputs), *map(_signature, self._prepare(inputs)))
+        key = (outputs and tuple(outputs), *map(signature, self._prepare(inputs)))
         if key not in self._plans:
             with torch.no_grad():
                 self.evaluate(inputs, outputs=outputs)
@@ -196,11 +193,3 @@ class Mirror(nn.Module):
         self._compile()
         self._bind()
         return self
-
-
-def _signature(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.dtype, value.device
-    if isinstance(value, list):
-        return tuple(map(_signature, value))
-    return getattr(value, "shape", None)

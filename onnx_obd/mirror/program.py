@@ -7,7 +7,7 @@ body of an If, Loop or Scan captures what it uses from outside as further inputs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,10 @@ import torch
 from onnx_obd.errors import ModelError, OnnxObdError
 from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.registry import Operator
+from onnx_obd.mirror.reuse import run_watched
+
+MAX_PLANS = 16
+"""How many input signatures keep their specialised program."""
 
 Env = list  # the value in each slot; None in slot 0 (an absent input) and where nothing stands yet
 
@@ -43,8 +47,17 @@ class Step:
     path: Path | None = None
 
     def __call__(self, *values: Any) -> tuple:
-        """Run it outside the main loop; the outputs as a tuple."""
-        result = self.call(*self.read_host(values))
+        """Run it outside the main loop; the outputs as a tuple.
+
+        Raises:
+            ModelError: the operator failed; the message names the node.
+        """
+        try:
+            result = self.call(*self.read_host(values))
+        except OnnxObdError:
+            raise
+        except Exception as error:
+            raise ModelError(f"node {self.node}: {_first_line(error)}") from error
         return result if isinstance(result, tuple) else (result,)
 
     def read_host(self, values: Sequence[Any]) -> Sequence[Any]:
@@ -55,6 +68,15 @@ class Step:
             if position < len(values):
                 values[position] = to_host(values[position])
         return values
+
+
+def signature(value: Any) -> Any:
+    """What a specialised program holds for: shape, strides, element type and device."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return tuple(map(signature, value))
+    return getattr(value, "shape", None)
 
 
 def to_host(value: Any) -> tuple | None:
@@ -70,7 +92,7 @@ class BoundBody:
         self.captured = tuple(captured)
 
     def __call__(self, *inputs: Any) -> tuple:
-        return self.program.run((*inputs, *self.captured))
+        return self.program.run_for_shapes((*inputs, *self.captured))
 
     @property
     def no_steps(self) -> tuple[torch.Tensor | None, ...]:
@@ -95,12 +117,26 @@ class CallWithBodies:
         own, bound = self.split(values)
         return self.function(*own, **bound)
 
+    def with_captured(
+        self, inputs: Sequence[int], fixed: Container[int], env: Env
+    ) -> tuple[CallWithBodies, tuple[int, ...]]:
+        """The same with the captured values that are fixed put into the bodies; and the inputs it takes then."""
+        own, start, bodies = tuple(inputs[: self.own_inputs]), self.own_inputs, {}
+        for name, (program, count) in self.bodies.items():
+            captured = inputs[start : start + count]
+            known = {position: env[slot] for position, slot in enumerate(captured, -count) if slot in fixed}
+            bodies[name] = (program.given(known), count - len(known))
+            own += tuple(slot for slot in captured if slot not in fixed)
+            start += count
+        return CallWithBodies(self.function, self.own_inputs, bodies), own
+
 
 @dataclass
 class Program:
     """Slots and steps. ``inputs`` are filled by the caller: the graph's inputs, then for a body its captures.
 
     ``no_steps``: of a body, what each output is when stacked over no iterations at all, by its declared type.
+    ``steady``: of a specialised program, the slots whose shapes and strides follow from those of the inputs.
     """
 
     inputs: tuple[int, ...]
@@ -108,7 +144,10 @@ class Program:
     steps: tuple[Step, ...]
     template: Env
     no_steps: tuple[torch.Tensor | None, ...] = ()
-    _loop: list[tuple] = field(default_factory=list, repr=False)
+    steady: frozenset[int] = frozenset()
+    _loop: list[tuple] = field(init=False, repr=False)
+    _reusing: list[tuple] | None = field(init=False, default=None, repr=False)
+    _plans: dict[tuple, Program | None] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._loop = [(s.call, s.inputs, s.outputs, s.host and s.read_host, s.release) for s in self.steps]
@@ -123,10 +162,40 @@ class Program:
         """The outputs. A value is dropped from memory after its last use."""
         return self.finish(self.start(inputs))
 
-    def finish(self, env: Env) -> tuple:
+    def run_for_shapes(self, inputs: tuple) -> tuple:
+        """As ``run``, by the program specialised for these shapes from the second time they are met."""
+        key = tuple(map(signature, inputs))
+        plan = self._plans.get(key)
+        if plan is not None:
+            return plan.run(inputs)
+        if key in self._plans:
+            self._plans[key], outputs = self.specialise(self.start(inputs), frozenset())
+            return outputs
+        if len(self._plans) < MAX_PLANS:
+            self._plans[key] = None
+        return self.run(inputs)
+
+    def given(self, known: Mapping[int, Any]) -> Program:
+        """The same program with the values of some inputs, by position, put in their place."""
+        slots = {self.inputs[position]: value for position, value in known.items()}
+        template = [slots.get(slot, value) for slot, value in enumerate(self.template)]
+        inputs = tuple(slot for slot in self.inputs if slot not in slots)
+        return replace(self, inputs=inputs, template=template)
+
+    def finish(self, env: Env, *, reuse: bool = True) -> tuple:
+        """Run every step from what ``start`` made; without gradients, writing into buffers that nobody reads again."""
+        if not reuse or torch.is_grad_enabled() or not self.steady or torch._C._are_functorch_transforms_active():
+            return self._run_loop(self._loop, env)
+        if self._reusing is not None:
+            return self._run_loop(self._reusing, env)
+        overwriting, outputs = run_watched(self, env)
+        self._reusing = [(own or call, *rest) for own, (call, *rest) in zip(overwriting, self._loop, strict=True)]
+        return outputs
+
+    def _run_loop(self, loop: list[tuple], env: Env) -> tuple:
         position = 0
         try:
-            for position, (call, ins, outs, read_host, release) in enumerate(self._loop):  # noqa: B007
+            for position, (call, ins, outs, read_host, release) in enumerate(loop):  # noqa: B007
                 values = [env[slot] for slot in ins]
                 result = call(*(read_host(values) if read_host else values))
                 if isinstance(result, tuple):
@@ -168,10 +237,14 @@ class Program:
         fixed = {slot for slot, value in enumerate(env) if value is not None} - volatile - set(self.inputs) | {0}
         shaped = fixed | set(self.inputs) | volatile
         host: dict[int, tuple[int, Any]] = {}  # slot -> the slot that holds its value as a tuple, and that tuple
+        fed = set(self.inputs)
         kept = []
         for step in self.with_release().steps:
             ins = step.inputs
             step = _read_host_once(step, env, fixed | volatile, host)
+            if step.bodies:
+                call, taken = step.call.with_captured(step.inputs, fixed, env)
+                step = replace(step, call=call, inputs=taken)
             for slot, value in zip(step.outputs, _run(step, env, host), strict=False):
                 env[slot] = value
             operator = step.operator
@@ -182,6 +255,8 @@ class Program:
                 continue
             if same_shapes and not (step.host or operator.data_dependent_shape or step.bodies):
                 shaped.update(step.outputs)
+            if not fed.isdisjoint(ins):
+                fed.update(step.outputs)
             kept.append(step)
             for slot in step.release:
                 if slot not in fixed:
@@ -191,7 +266,8 @@ class Program:
             template[slot] = self.template[slot]
         template += [value for _, value in host.values()]
         outputs = tuple(env[slot] for slot in self.outputs)
-        return Program(self.inputs, self.outputs, tuple(kept), template).with_release(), outputs
+        program = Program(self.inputs, self.outputs, tuple(kept), template, steady=frozenset(fed & shaped))
+        return program.with_release(), outputs
 
     def with_release(self) -> Program:
         """The same program dropping each value after its last use."""
@@ -203,7 +279,7 @@ class Program:
             last = tuple(slot for slot in touched if slot not in seen)
             seen.update(last)
             steps.append(replace(step, release=last))
-        return Program(self.inputs, self.outputs, tuple(reversed(steps)), self.template, self.no_steps)
+        return replace(self, steps=tuple(reversed(steps)))
 
 
 def _read_host_once(step: Step, env: Env, known: set[int] | frozenset[int], host: dict[int, tuple[int, Any]]) -> Step:
@@ -221,12 +297,7 @@ def _read_host_once(step: Step, env: Env, known: set[int] | frozenset[int], host
 
 def _run(step: Step, env: Env, host: Mapping[int, tuple[int, Any]] = MappingProxyType({})) -> tuple:
     tuples = dict(host.values())
-    try:
-        return step(*(tuples[slot] if slot in tuples else env[slot] for slot in step.inputs))
-    except OnnxObdError:
-        raise
-    except Exception as error:
-        raise ModelError(f"node {step.node}: {_first_line(error)}") from error
+    return step(*(tuples[slot] if slot in tuples else env[slot] for slot in step.inputs))
 
 
 def _first_line(error: Exception) -> str:

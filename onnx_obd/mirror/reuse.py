@@ -1,0 +1,62 @@
+"""Which steps may write their result into their first input.
+
+Without gradients, an elementwise node whose operand nobody reads again needs no memory of its own; for large values
+fresh memory costs more than the arithmetic. An operand is free if this step is the last to read it, if it fills its
+storage, and if no other value shares that storage. Views make this a question of the values themselves, so it is
+answered by watching one run. It holds for every run of the plan because only *steady* values take part: those whose
+shape and strides follow from those of the inputs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from onnx_obd.mirror.program import Env, Program, Step
+
+
+def run_watched(program: Program, env: Env) -> tuple[list[Callable | None], tuple]:
+    """Run the program from ``env``: for each step the call that overwrites its first input if it may; the outputs."""
+    owners = Counter(storage for value in env for storage in _storages(value))
+    found = []
+    for step in program.steps:
+        values = [env[slot] for slot in step.inputs]
+        operand = values[0] if values else None
+        free = step.operator.in_place and step.inputs[0] in step.release and step.inputs[0] in program.steady
+        free = free and _fills_its_storage(operand) and owners[next(_storages(operand))] == 1
+        outputs = step(*values)
+        found.append(_overwriting(step) if free and _alike(operand, outputs[0]) else None)
+        for slot, value in zip(step.outputs, outputs, strict=False):
+            env[slot] = value
+            owners.update(_storages(value))
+        for slot in step.release:
+            owners.subtract(_storages(env[slot]))
+            env[slot] = None
+    return found, tuple(env[slot] for slot in program.outputs)
+
+
+def _overwriting(step: Step) -> Callable:
+    function = step.operator.in_place
+    return partial(function, **step.attributes) if step.attributes else function
+
+
+def _storages(value: Any) -> Iterator[int]:
+    """The storages under a value: those of all its items if it is a sequence."""
+    if isinstance(value, torch.Tensor):
+        yield value.untyped_storage().data_ptr()
+    elif isinstance(value, list):
+        for item in value:
+            yield from _storages(item)
+
+
+def _fills_its_storage(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.nbytes == value.untyped_storage().nbytes()
+
+
+def _alike(value: torch.Tensor, result: Any) -> bool:
+    return result.shape == value.shape and result.dtype == value.dtype
