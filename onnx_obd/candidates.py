@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.curvature import estimate_curvature
+from onnx_obd.curvature.prediction import predict_jointly
+from onnx_obd.curvature.store import CurvatureKey, load_curvature, save_curvature
 from onnx_obd.errors import NumericalError
 from onnx_obd.evidence import gather
 from onnx_obd.plan.nm import Pattern, reduction_axis
 from onnx_obd.plan.rounds import Rounds
 from onnx_obd.plan.scope import make_pools, parse_sparsity_of
-from onnx_obd.records import Plan, Quality, Round, Saliency
+from onnx_obd.records import Curvature, Plan, Quality, Round, Saliency
 from onnx_obd.recovery import Recipe, Training
 from onnx_obd.run import Run
 from onnx_obd.saliency import criteria_of, find_criterion, score
@@ -67,7 +69,8 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
         if "h_of_surgeon" in find_criterion(criteria_of(method)[0]).needs:
             _make_up(run, before)
         after = losses(run)
-        history.append(measured_round(plan, loss, after, began))
+        jointly = predicted_jointly(run, history, keep)
+        history.append(replace(measured_round(plan, loss, after, began), **jointly))
         if number < rounds and options.retrain_epochs:
             if options.variant == "decay":
                 restore(run.mirror, before)
@@ -101,15 +104,7 @@ def rank(
     prunable = {name: weights[name] for name in run.prunable}
     with run.progress.stage(f"{method}: round {number} of {rounds}") as report, run.timed("curvature"):
         if any(criterion.needs_curvature for criterion in criteria):
-            curvature = estimate_curvature(
-                options.curvature,
-                run.scoring,
-                run.probed,
-                run.prunable,
-                num_probes=options.num_probes,
-                seed=options.seed + number,
-                progress=report,
-            )
+            curvature = _curvature(run, number, report)
         found = []
         for criterion in criteria:
             evidence = gather(criterion, run.scoring, run.prunable, curvature, run.operands[0])
@@ -133,6 +128,52 @@ def _make_up(run: Run, before: Mapping[str, Tensor]) -> None:
     """The surgeon's update of the survivors for what was deleted since, so far as it lowers the loss."""
     updates = compensating_updates(run.fitting, run.operands[0], before, run.options.seed)
     accept(run.mirror, updates, run.acceptance, run.acceptance.loss())
+
+
+def _curvature(run: Run, number: int, report: Callable[[int, int], None]) -> Curvature:
+    """That of this round; the first one may come from a file, or be saved to one."""
+    options = run.options
+    if number == 1 and options.curvature_from:
+        return load_curvature(options.curvature_from, curvature_key(run), {n: run.original[n] for n in run.prunable})
+    found = estimate_curvature(
+        options.curvature,
+        run.scoring,
+        run.probed,
+        run.prunable,
+        num_probes=options.num_probes,
+        seed=options.seed + number,
+        progress=report,
+    )
+    if number == 1 and options.save_curvature:
+        save_curvature(found, options.save_curvature, curvature_key(run))
+    return found
+
+
+def curvature_key(run: Run) -> CurvatureKey:
+    """What the curvature of the first round depends on."""
+    names = ("curvature", "num_probes", "probe_samples", "seed")
+    options = {name: getattr(run.options, name) for name in names}
+    return CurvatureKey(
+        run.model.sha256, run.scoring.samples.sha256, {**options, "objective": run.objective.describe()}
+    )
+
+
+def predicted_jointly(run: Run, history: Sequence[Round], keep: Mapping[str, Tensor]) -> dict[str, float]:
+    """The joint prediction of all deletions so far and the change it predicts, as long as the two agree.
+
+    Of deletion alone: nothing once weights are trained or repaired in between, or if a node has no forward derivative.
+    """
+    if run.options.retrain_epochs or any(each.left_band for each in history):
+        return {}
+    deleted = {name: run.original[name] * mask for name, mask in keep.items()}
+    present = snapshot(run.mirror)
+    if any(not torch.equal(present[name], deleted[name]) for name in deleted):
+        return {}
+    try:
+        rise = predict_jointly(run.scoring, run.original, deleted)
+    except (NotImplementedError, RuntimeError):
+        return {}
+    return {"predicted_jointly": rise, "measured_since_original": run.scoring.loss() - run.original_loss}
 
 
 def candidate(run: Run, method: str, plan: Plan, history: list[Round], start: float) -> Candidate:

@@ -100,6 +100,8 @@ _prune_options = [
     click.option("--batch-size", type=int, default=32, show_default=True),
     click.option("--num-probes", type=int, default=1, show_default=True, help="Random output vectors per sample."),
     click.option("--probe-samples", type=int, default=16, show_default=True, help="Samples that get them."),
+    click.option("--save-curvature", metavar="PATH", help="Keep the curvature of the first round, for other targets."),
+    click.option("--curvature-from", metavar="PATH", help="Use a curvature kept of this model and these samples."),
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--format", type=click.Choice(["auto", "dense", "sparse"]), default="auto", show_default=True),
     click.option("--threads", type=int, default=1, show_default=True, help="Of onnxruntime when timing."),

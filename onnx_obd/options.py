@@ -33,6 +33,8 @@ class Options:
         held_back: fraction of the samples that every printed number is measured on, in (0, 1).
         samples: use at most this many, evenly spread.
         batch_size: samples per mirror run, where the model can take several.
+        save_curvature: file for the curvature of the first round, for later runs on the same model and samples.
+        curvature_from: such a file, instead of computing it.
         seed: of the split, the probes and the fine-tuning order.
         include, exclude: name patterns of weights.
         prune_biases: rank biases and normalisation parameters too.
@@ -66,6 +68,8 @@ class Options:
     rounds: int = 12
     num_probes: int = 1
     probe_samples: int = 16
+    save_curvature: str | None = None
+    curvature_from: str | None = None
     objective: str = "auto"
     temperature: float | None = None
     held_back: float = 0.25

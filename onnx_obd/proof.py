@@ -18,7 +18,7 @@ from onnx_obd.errors import ExportError
 from onnx_obd.export import ExportReport, export_model
 from onnx_obd.graph.weights import find_weights, write_weights
 from onnx_obd.plan.nm import WHO_PROFITS
-from onnx_obd.records import Latency, Plan, Quality, Report, WeightSummary
+from onnx_obd.records import Latency, Plan, Quality, Report, Round, WeightSummary
 from onnx_obd.run import COMPARED_SAMPLES, Run
 from onnx_obd.runtime.latency import measure_latency
 from onnx_obd.runtime.verify import compare_with_onnxruntime, onnxruntime_values
@@ -143,7 +143,7 @@ def _report(
         mirror_error=run.mirror_error,
         export_error=export_error,
         seconds=dict(run.seconds),
-        notes=_notes(run, best),
+        notes=_notes(run, best, candidates[0].rounds),
     )
 
 
@@ -154,7 +154,18 @@ def _with_sparsity(weight: WeightSummary, plan: Plan) -> WeightSummary:
     return replace(weight, sparsity=1 - float(mask.double().mean()) if mask.numel() else 0.0)
 
 
-def _notes(run: Run, best: Candidate) -> tuple[str, ...]:
+def _trust(rounds: Sequence[Round]) -> list[str]:
+    """Where the loss stopped to follow its second derivatives."""
+    left = next((each for each in rounds if each.left_band), None)
+    if left is None:
+        return []
+    return [
+        f"up to {100 * left.sparsity:.0f} % the loss rose by {left.measured_since_original:.3g} where second "
+        f"derivatives predict {left.predicted_jointly:.3g}: from there on trust what is measured, not what is predicted"
+    ]
+
+
+def _notes(run: Run, best: Candidate, rounds: Sequence[Round]) -> tuple[str, ...]:
     notes = list(run.objective.notes)
     if run.options.goal is not None:
         notes.append("the sparsity follows from the goal, measured on the held-back samples before repair and recovery")
@@ -163,6 +174,9 @@ def _notes(run: Run, best: Candidate) -> tuple[str, ...]:
     shipped, asked = best.quality.method.partition(" + ")[0], run.options.method
     if shipped != asked:
         notes.append(f"{shipped} had the lower held-back loss, so it was written instead of {asked}")
+    notes += _trust(rounds)
     if run.scoring.batch_size == 1:
         notes.append("samples went one by one: in a batch they would disturb each other")
+    elif run.probed.batch_size == 1:
+        notes.append("gradients were squared one sample at a time: in a batch they cannot be told apart")
     return tuple(notes)

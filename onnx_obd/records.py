@@ -66,7 +66,10 @@ class Plan:
 class Round:
     """One round of deletion: what was predicted and what happened.
 
-    Losses are means per sample; a change is relative to the state before this round's deletion.
+    Losses are means per sample; a change is relative to the state before this round's deletion. But
+    ``predicted_jointly`` and ``measured_since_original`` tell of all deletions up to here, on the scoring samples, from
+    the original weights: predicted by the derivatives there with all cross terms, and measured; None where that was not
+    predicted: if weights were changed otherwise, too, or once the two have left the factor of two (``left_band``).
     """
 
     sparsity: float
@@ -75,6 +78,15 @@ class Round:
     measured_held_back: float
     loss_held_back: float
     seconds: float
+    predicted_jointly: float | None = None
+    measured_since_original: float | None = None
+
+    @property
+    def left_band(self) -> bool:
+        """Did the loss rise by less than half or more than twice what second derivatives predict?"""
+        if self.predicted_jointly is None or self.measured_since_original is None:
+            return False
+        return not 0.5 * self.predicted_jointly <= self.measured_since_original <= 2 * self.predicted_jointly
 
 
 @dataclass(frozen=True)

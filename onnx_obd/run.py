@@ -58,6 +58,7 @@ class Run:
     mirror_error: float
     original: dict[str, Tensor] = field(default_factory=dict)
     original_values: list[tuple[Tensor, ...]] = field(default_factory=list)
+    original_loss: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     before: Run | None = None
     notes: tuple[str, ...] = ()
@@ -141,6 +142,7 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         original=snapshot(mirror),
     )
     run.original_values = head_values(run.held_back)
+    run.original_loss = run.scoring.loss()
     run.seconds["prepare"] = time.perf_counter() - start
     return run
 

@@ -14,15 +14,13 @@ from torch import Tensor
 
 from onnx_obd.calibration.measure import Calibration
 
-BAND = (0.5, 2.0)
-"""Measured over predicted change: within it the quadratic model of the loss is to be trusted."""
-
 
 def predict_jointly(calibration: Calibration, original: Mapping[str, Tensor], deleted: Mapping[str, Tensor]) -> float:
-    """½ dᵀ G d with d = deleted − original: the predicted rise of the mean loss, all cross terms included.
+    """gᵀ d + ½ dᵀ G d with d = deleted − original: the predicted rise of the mean loss, all cross terms included.
 
-    G is the Gauss-Newton matrix at the original weights, averaged over the samples: there, without labels, the whole
-    Hessian. Exact for that; no matrix is formed: ½ (J d)ᵀ H (J d), one derivative of the forward pass along d.
+    G is the Gauss-Newton matrix at the original weights, averaged over the samples, g the gradient there. Without
+    labels g is zero and G the whole Hessian. No matrix is formed: J d is one derivative of the forward pass along d,
+    and the whole is (dL/dz)ᵀ (J d) + ½ (J d)ᵀ H (J d) for the objective's values z.
 
     Args:
         original: the weights that the targets of ``calibration`` were computed with, by name.
@@ -48,5 +46,6 @@ def predict_jointly(calibration: Calibration, original: Mapping[str, Tensor], de
             loss = objective.loss(leaves, batch.targets, batch.count)
             slopes = torch.autograd.grad(loss, leaves, create_graph=True)
             products = torch.autograd.grad(slopes, leaves, list(moved))
-        total += 0.5 * batch.count * sum(float((a * b).sum()) for a, b in zip(moved, products, strict=True))
+        terms = zip(moved, slopes, products, strict=True)
+        total += batch.count * sum(float((move * (slope.detach() + 0.5 * hm)).sum()) for move, slope, hm in terms)
     return total / calibration.num_samples
