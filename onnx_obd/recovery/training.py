@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onnx_obd.calibration.measure import Batch, Calibration
-from onnx_obd.errors import UsageError
+from onnx_obd.errors import NumericalError, UsageError
 from onnx_obd.mirror.values import is_float
 from onnx_obd.recovery.trainable import trainable_weights
 from onnx_obd.surgery.mask import restore, snapshot
@@ -36,6 +36,13 @@ PATIENCE = 0.4
 """It ends when the best state is older than this share of the whole training, not counting the layerwise part."""
 
 
+LEARNING_RATES = (2e-2, 5e-3, 1e-3, 3e-4)
+"""Among these a trial decides: small dense networks take the first, deep ones of depthwise convolutions the last."""
+
+TRIAL = 8
+"""Steps of a trial."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How long and how fast.
@@ -43,14 +50,15 @@ class Recipe:
     Attributes:
         epochs: passes over the samples at most; None if only the time counts.
         minutes: stop after so long; None if only the epochs count. The schedule follows whichever ends first.
-        learning_rate: Adam's step size, relative to the root mean square of each tensor's surviving weights.
+        learning_rate: Adam's step size, relative to the root mean square of each tensor's surviving weights; None for
+            the one of ``LEARNING_RATES`` that does best in a short trial.
         seed: of the order of the samples.
         fade: weights to be deleted shrink to zero during the training instead of being zero from the start.
     """
 
     epochs: int | None = None
     minutes: float | None = None
-    learning_rate: float = 2e-2
+    learning_rate: float | None = None
     seed: int = 0
     fade: bool = False
 
@@ -78,6 +86,7 @@ class State:
     best_loss: float
     start_loss: float
     best_at: float = 0.0
+    learning_rate: float = 0.0
     epoch: int = 0
     seconds: float = 0.0
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -121,8 +130,11 @@ class Training:
 
         ``after_epoch`` is called when an epoch and its validation are done.
         """
-        optimizer, state = self._optimizer(), self.state
+        state = self.state
         begin = time.perf_counter() - state.seconds
+        if not state.learning_rate:
+            state.learning_rate = self.recipe.learning_rate or self._trials()
+        optimizer = self._optimizer()
         done = self.recipe.progress(state.epoch, state.seconds)
         while done < 1 and done - max(state.best_at, LAYERWISE) <= PATIENCE:
             done = self._epoch(optimizer, begin)
@@ -149,16 +161,45 @@ class Training:
             done = self.recipe.progress(self.state.epoch + number / len(steps), time.perf_counter() - begin)
             if done >= 1:
                 break
-            for group, name in zip(optimizer.param_groups, self.names, strict=True):
-                group["lr"] = _rate(done) * self.recipe.learning_rate * self.scale[name]
-            optimizer.zero_grad(set_to_none=True)
-            total = sum(batch.count for batch in batches)
-            for batch in batches:
-                drawn = self._mixed(batch, generator) if self.mixes else batch
-                (self._loss(drawn, done) * (batch.count / total)).backward()
-            optimizer.step()
-            self._delete(done)
+            self._step(optimizer, batches, done, _rate(done) * self.state.learning_rate, generator)
         return done
+
+    def _step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        batches: Sequence[Batch],
+        done: float,
+        rate: float,
+        generator: torch.Generator,
+    ) -> None:
+        for group, name in zip(optimizer.param_groups, self.names, strict=True):
+            group["lr"] = rate * self.scale[name]
+        optimizer.zero_grad(set_to_none=True)
+        total = sum(batch.count for batch in batches)
+        for batch in batches:
+            drawn = self._mixed(batch, generator) if self.mixes else batch
+            (self._loss(drawn, done) * (batch.count / total)).backward()
+        optimizer.step()
+        self._delete(done)
+
+    def _trials(self) -> float:
+        """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.
+
+        The mirror is left as it was.
+        """
+        before, losses = snapshot(self.mirror), {}
+        for rate in LEARNING_RATES:
+            generator = torch.Generator().manual_seed(self.recipe.seed)
+            optimizer = self._optimizer()
+            for batches in _minibatches(self.train.batches, generator)[:TRIAL]:
+                self._step(optimizer, batches, LAYERWISE, rate, generator)
+            self._delete(1.0)
+            try:
+                losses[rate] = self.validation.loss()
+            except NumericalError:
+                losses[rate] = math.inf
+            restore(self.mirror, before)
+        return min(losses, key=losses.__getitem__)
 
     def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The samples blended with others, and what the teacher makes of them: few samples become many.
@@ -207,7 +248,10 @@ class Training:
         if self.recipe.fade and done < 0.75:
             return  # not yet a pruned model
         self._delete(1.0)
-        loss = self.validation.loss()
+        try:
+            loss = self.validation.loss()
+        except NumericalError:  # it has diverged; the best state stays
+            return
         if loss < self.state.best_loss:
             self.state.best, self.state.best_loss, self.state.best_at = snapshot(self.mirror), loss, done
 
