@@ -92,7 +92,7 @@ _prune_options = [
     ),
     click.option("--recover-minutes", type=float, default=0.0, show_default=True, help="Masked training at the end."),
     click.option("--recover-epochs", type=int, default=0, show_default=True, help="The same, by passes."),
-    click.option("--learning-rate", type=float, default=2e-2, show_default=True, help="Relative to typical weights."),
+    click.option("--learning-rate", type=float, help="Relative to typical weights; found by trial by default."),
     click.option("--checkpoint", metavar="PATH", help="Save the recovery there as it goes on."),
     click.option("--resume", is_flag=True, help="Go on with the recovery saved there."),
     click.option("--held-back", type=float, default=0.25, show_default=True, help="Fraction of samples to measure on."),

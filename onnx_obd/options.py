@@ -51,7 +51,7 @@ class Options:
         retrain_epochs: masked training after each round but the last (the paper's iteration); 0 for none.
         recover_epochs: masked training of the variant chosen in the end; 0 for none.
         recover_minutes: the same, by time; with both, whichever ends first.
-        learning_rate: of the training, relative to the typical weight of each tensor.
+        learning_rate: of the training, relative to the typical weight of each tensor; found by trial if None.
         checkpoint: file that the final training is saved to as it goes on.
         resume: go on from that file instead of pruning anew.
         format: "auto", "dense" or "sparse" storage of the result.
@@ -90,7 +90,7 @@ class Options:
     retrain_epochs: int = 0
     recover_epochs: int = 0
     recover_minutes: float = 0.0
-    learning_rate: float = 2e-2
+    learning_rate: float | None = None
     checkpoint: str | None = None
     resume: bool = False
     format: str = "auto"
@@ -123,7 +123,7 @@ class Options:
             (self.variant != "regrow" or self.rounds > 1, "weights return in later rounds: give --rounds"),
             (not self.checkpoint or self.recovers, "a checkpoint is of the recovery: give --recover-minutes"),
             (not self.resume or self.checkpoint, "--resume needs the file of --checkpoint"),
-            (self.learning_rate > 0, f"learning rate must be positive, not {self.learning_rate:g}"),
+            (self.learning_rate is None or self.learning_rate > 0, f"no learning rate: {self.learning_rate}"),
             (self.temperature is None or self.temperature > 0, f"temperature must be positive, not {self.temperature}"),
             (self.seed >= 0, f"seed must not be negative, not {self.seed}"),
             (self.format in ("auto", "dense", "sparse"), f"format is auto, dense or sparse, not {self.format}"),
