@@ -135,6 +135,11 @@ def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0,
 # ---- instance, group
 
 
+def _group_norm(x, groups, scale, bias, epsilon):
+    """torch's kernel; its backward pass for channels-last tensors crashes where only scale and bias have gradients."""
+    return torch.group_norm(x.contiguous(), groups, scale, bias, epsilon)
+
+
 def _group_second(call: Call, h):
     x, scale = call.inputs[:2]
     groups = call.attributes.get("num_groups", x.shape[1])
@@ -146,12 +151,12 @@ def _group_second(call: Call, h):
 
 @op("InstanceNormalization", 1, 6, 22, second=_group_second)
 def instance_normalization(x, scale, bias, *, epsilon=1e-5):
-    return torch.group_norm(x, x.shape[1], scale, bias, epsilon)
+    return _group_norm(x, x.shape[1], scale, bias, epsilon)
 
 
 @op("GroupNormalization", 21, second=_group_second)
 def group_normalization(x, scale, bias, *, epsilon=1e-5, num_groups, stash_type: DType = torch.float32):
-    return torch.group_norm(x, num_groups, scale, bias, epsilon)
+    return _group_norm(x, num_groups, scale, bias, epsilon)
 
 
 @op("GroupNormalization", 18, second=_group_second)
@@ -159,7 +164,7 @@ def group_normalization_18(x, scale, bias, *, epsilon=1e-5, num_groups):
     """Scale and bias are per group, not yet per channel."""
     channels = x.shape[1] // num_groups
     scale, bias = scale.repeat_interleave(channels), bias.repeat_interleave(channels)
-    return torch.group_norm(x, num_groups, scale, bias, epsilon)
+    return _group_norm(x, num_groups, scale, bias, epsilon)
 
 
 # ---- layer, root mean square

@@ -1,6 +1,10 @@
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import parser
 
+from onnx_obd.mirror.mirror import Mirror
 from tests.mirror.harness import across, case, check, rand, run_onnxruntime
 
 
@@ -71,3 +75,15 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_operator(case):
     check(case)
+
+
+@pytest.mark.parametrize("node", ["InstanceNormalization (t, s, b)", "GroupNormalization <num_groups = 2> (t, s, b)"])
+def test_scale_alone_has_a_gradient_behind_a_transpose(node):
+    """torch's own kernel crashes on that: channels last, and no gradient of x."""
+    text = f"""<ir_version: 10, opset_import: ["" : 21]> m (float[2, 5, 6, 4] x) => (float[2, 4, 5, 6] y) {{
+        t = Transpose <perm = [0, 3, 1, 2]> (x) y = {node} }}"""
+    model = parser.parse_model(text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(rand(4), name) for name in "sb")
+    mirror = Mirror(model)
+    mirror(torch.from_numpy(rand(2, 5, 6, 4))).square().sum().backward()
+    assert mirror.weights["s"].grad.all()
