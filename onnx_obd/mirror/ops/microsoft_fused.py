@@ -219,9 +219,7 @@ def embed_layer_normalization(
 
 @microsoft_op("GroupNorm", 1)
 def group_norm(x, gamma, beta, *, activation, channels_last=1, epsilon=1e-5, groups):
-    # contiguous: torch's kernel for channels last crashes where gamma wants a gradient and x does not
-    x = _channels_first(x).contiguous() if channels_last else x
-    y = _group_norm(x, gamma, beta, num_groups=groups, epsilon=epsilon)
+    y = _group_norm(_channels_first(x) if channels_last else x, gamma, beta, num_groups=groups, epsilon=epsilon)
     y = _swish(y) if activation else y
     return y.movedim(1, -1) if channels_last else y
 
