@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
+from onnx_obd.calibration.memory import fitting_batch_size
 from onnx_obd.calibration.objective import Objective, choose_objective
 from onnx_obd.calibration.quality import head_values
 from onnx_obd.calibration.samples import Samples
@@ -111,7 +112,8 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     with progress.stage("comparing with onnxruntime"):
         some = scoring_samples.subset(range(min(COMPARED_SAMPLES, len(scoring_samples))))
         mirror_error = compare_with_onnxruntime(mirror, model.proto, some)
-    batch_size = mirror_batch_size(mirror, scoring_samples, options.batch_size)
+    batch_size = fitting_batch_size(mirror, scoring_samples, options.batch_size)
+    batch_size = mirror_batch_size(mirror, scoring_samples, batch_size)
     objective = _objective(mirror, scoring_samples, batch_size, options)
     scoring = Calibration(mirror, objective, scoring_samples, batch_size)
     weights = select_weights(
