@@ -33,6 +33,7 @@ from onnx_obd.progress import Progress
 from onnx_obd.proof import Result, finish
 from onnx_obd.records import Latency, WeightSummary
 from onnx_obd.recover import recover, resume
+from onnx_obd.removal import remove_units
 from onnx_obd.run import prepare
 from onnx_obd.runtime.latency import measure_latency
 
@@ -82,6 +83,8 @@ def prune(
             progress=report,
         )
     run = prepare(source, samples, chosen, progress)
+    if chosen.removes_units:
+        run = remove_units(run)
     best, candidates = resume(run) if chosen.resume else choose(run)
     if chosen.recovers and not chosen.resume:
         best, candidates = recover(run, best, candidates)

@@ -19,6 +19,7 @@ from onnx_obd.export import ExportReport, export_model
 from onnx_obd.graph.weights import find_weights, write_weights
 from onnx_obd.plan.nm import WHO_PROFITS
 from onnx_obd.records import Latency, Plan, Quality, Report, Round, WeightSummary
+from onnx_obd.choice import UNITS_ALONE
 from onnx_obd.run import COMPARED_SAMPLES, Run
 from onnx_obd.runtime.latency import measure_latency
 from onnx_obd.runtime.verify import compare_with_onnxruntime, onnxruntime_values
@@ -66,7 +67,8 @@ def finish(
     latency = None
     if run.options.benchmark:
         with run.progress.stage("timing") as report, run.timed("timing"):
-            latency = measure_latency(run.model.proto, pruned, samples, threads=run.options.threads, progress=report)
+            original = run.origin.model.proto
+            latency = measure_latency(original, pruned, samples, threads=run.options.threads, progress=report)
     report = _report(run, best, candidates, written, dense, exported, latency, export_error)
     return Result(destination, replace(report, notes=(*report.notes, *pattern_note)))
 
@@ -97,7 +99,7 @@ def _provenance(run: Run, samples: Samples) -> dict[str, str]:
 
 def _measured(run: Run, pruned: onnx.ModelProto, best: Candidate) -> tuple[Quality, Quality]:
     """Original and result on the held-back samples, both in onnxruntime."""
-    originals = onnxruntime_values(run.held_back, run.model.proto)
+    originals = onnxruntime_values(run.held_back, run.origin.model.proto)
     values = onnxruntime_values(run.held_back, pruned)
     zeros = sum(weight.sparsity_before * math.prod(weight.shape) for weight in run.weights if weight.prunable)
     before = zeros / sum(math.prod(weight.shape) for weight in run.weights if weight.prunable)
@@ -116,6 +118,7 @@ def _report(
     export_error: float,
 ) -> Report:
     total = sum(weight.numel() for weight in run.mirror.weights.values())
+    before = sum(weight.numel() for weight in run.origin.mirror.weights.values())
     zeros = sum(int((weight == 0).sum()) for weight in run.mirror.weights.values())
     return Report(
         model=str(run.model.path or ""),
@@ -130,7 +133,8 @@ def _report(
         target_sparsity=run.options.sparsity if run.options.states_sparsity else best.plan.sparsity,
         sparsity=best.plan.sparsity,
         sparsity_all_weights=zeros / total if total else 0.0,
-        parameters=total,
+        parameters=before,
+        parameters_after=total if run.before is not None else None,
         dense=dense,
         candidates=tuple(candidate.quality for candidate in candidates),
         exported=exported,
@@ -166,13 +170,13 @@ def _trust(rounds: Sequence[Round]) -> list[str]:
 
 
 def _notes(run: Run, best: Candidate, rounds: Sequence[Round]) -> tuple[str, ...]:
-    notes = list(run.objective.notes)
+    notes = [*run.objective.notes, *run.notes]
     if run.options.goal is not None:
         notes.append("the sparsity follows from the goal, measured on the held-back samples before repair and recovery")
     if run.mirror.boundaries:
         notes.append(f"run by onnxruntime, no gradient passes: {', '.join(run.mirror.boundaries)}")
     shipped, asked = best.quality.method.partition(" + ")[0], run.options.method
-    if shipped != asked:
+    if shipped != asked and shipped != UNITS_ALONE:
         notes.append(f"{shipped} had the lower held-back loss, so it was written instead of {asked}")
     notes += _trust(rounds)
     if run.scoring.batch_size == 1:

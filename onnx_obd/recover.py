@@ -56,7 +56,7 @@ def _training(run: Run, best: Candidate) -> Training:
     recipe = Recipe(
         options.recover_epochs or None, options.recover_minutes or None, options.learning_rate, options.seed
     )
-    return Training(run.scoring, run.original, best.plan.keep, recipe)
+    return Training(run.scoring, run.origin.original, best.plan.keep, recipe, teacher=run.origin.mirror)
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,12 @@ class Calibration:
         step = max(1, len(self.samples) // max(1, limit))
         chosen = self.samples.subset(range(0, len(self.samples), step)[:limit])
         return Calibration(self.mirror, self.objective, chosen, 1)
+
+    def on(self, mirror: Mirror) -> Calibration:
+        """The same samples and targets for the mirror of a model of other sizes, the nodes being the same."""
+        other = copy.copy(self)
+        other.mirror = mirror
+        return other
 
     def loss(self, progress: Callable[[int, int], None] | None = None) -> float:
         """The mean loss per sample with the mirror's present weights.

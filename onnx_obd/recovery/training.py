@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onnx_obd.calibration.measure import Batch, Calibration
 from onnx_obd.errors import NumericalError, UsageError
+from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import is_float
 from onnx_obd.recovery.trainable import trainable_weights
 from onnx_obd.surgery.mask import restore, snapshot
@@ -98,19 +99,25 @@ class Training:
     Args:
         calibration: the scoring samples. Some are set aside to validate on; the held-back samples are never seen.
         original: the weights of the teacher.
+        teacher: the mirror they belong to, where it is not the one that is trained (units were removed from that).
     """
 
     def __init__(
-        self, calibration: Calibration, original: Mapping[str, Tensor], keep: Mapping[str, Tensor], recipe: Recipe
+        self,
+        calibration: Calibration,
+        original: Mapping[str, Tensor],
+        keep: Mapping[str, Tensor],
+        recipe: Recipe,
+        teacher: Mirror | None = None,
     ):
         self.mirror, self.objective, self.recipe = calibration.mirror, calibration.objective, recipe
-        self.original = original
-        self.train, self.validation = _split(calibration, original, recipe.seed)
+        self.original, self.teacher = original, teacher or calibration.mirror
+        self.train, self.validation = _split(calibration, self.teacher, original, recipe.seed)
         self.names = trainable_weights(self.mirror, self.objective.slots)
         self.deleted = {name: ~mask for name, mask in keep.items()}
         weights = snapshot(self.mirror)
         self.doomed = {name: weights[name][gone] for name, gone in self.deleted.items()} if recipe.fade else {}
-        self.nodes = _product_slots(calibration)
+        self.nodes = _product_slots(calibration, self.teacher)
         self.mixes = not self.objective.supervised and all(map(is_float, self.train.batches[0].inputs))
         self.scale = {name: _scale(weights[name], keep.get(name)) for name in self.names}
         loss = self.validation.loss() if not recipe.fade else math.inf
@@ -216,7 +223,7 @@ class Training:
             for x, other_x in zip(batch.inputs, other.inputs, strict=True)
         )
         with torch.no_grad():
-            values = self.mirror.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
+            values = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
         return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(values, None)))
 
     def _loss(self, batch: Batch, done: float) -> Tensor:
@@ -225,7 +232,7 @@ class Training:
             values = self.mirror.evaluate(batch.inputs, outputs=self.objective.slots)
             return self.objective.loss(values, batch.targets, batch.count)
         with torch.no_grad():
-            wanted = self.mirror.evaluate(batch.inputs, outputs=self.nodes, weights=self.original)
+            wanted = self.teacher.evaluate(batch.inputs, outputs=self.nodes, weights=self.original)
         found = self.mirror.evaluate(batch.inputs, outputs=self.nodes)
         errors = [
             (y - y0).square().mean() / y0.var(correction=0).clamp_min(1e-12)
@@ -263,28 +270,37 @@ class Training:
         return optimizer
 
 
-def _split(calibration: Calibration, original: Mapping[str, Tensor], seed: int) -> tuple[Calibration, Calibration]:
+def _split(
+    calibration: Calibration, teacher: Mirror, original: Mapping[str, Tensor], seed: int
+) -> tuple[Calibration, Calibration]:
     """The scoring samples in two: to train on, and to validate on. The targets are those of the original."""
-    mirror = calibration.mirror
     parts = calibration.samples.split(VALIDATION, seed)
-    present = snapshot(mirror)
-    restore(mirror, original)
+    present = snapshot(teacher)
+    restore(teacher, original)
     try:
-        made = [Calibration(mirror, calibration.objective, part, calibration.batch_size) for part in parts]
+        made = [Calibration(teacher, calibration.objective, part, calibration.batch_size) for part in parts]
     finally:
-        restore(mirror, present)
-    return made[0], made[1]
+        restore(teacher, present)
+    return made[0].on(calibration.mirror), made[1].on(calibration.mirror)
 
 
-def _product_slots(calibration: Calibration) -> tuple[int, ...]:
-    """The outputs of the nodes that multiply the data by weights, but for what the objective looks at."""
+def _product_slots(calibration: Calibration, teacher: Mirror) -> tuple[int, ...]:
+    """The outputs of the nodes that multiply the data by weights, but for what the objective looks at.
+
+    Those only that have the shape they have in the teacher.
+    """
     mirror, slots = calibration.mirror, calibration.objective.slots
     program = mirror.program.restricted(slots)
     found = [step.outputs[0] for step in program.steps if step.operator.weights and step.operator.differentiable]
     found = [slot for slot in dict.fromkeys(found) if slot not in slots]
     with torch.no_grad():
-        values = mirror.evaluate(calibration.batches[0].inputs, outputs=found) if found else ()
-    return tuple(slot for slot, value in zip(found, values, strict=True) if is_float(value))
+        inputs = calibration.batches[0].inputs
+        values, wanted = (m.evaluate(inputs, outputs=found) if found else () for m in (mirror, teacher))
+    return tuple(
+        slot
+        for slot, value, target in zip(found, values, wanted, strict=True)
+        if is_float(value) and value.shape == target.shape
+    )
 
 
 def _minibatches(batches: Sequence[Batch], generator: torch.Generator) -> list[list[Batch]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from onnx_obd.mirror.axes import ELEMENTWISE, aligned
 from onnx_obd.mirror.registry import family, op
 from onnx_obd.mirror.second import SecondRule, elementwise, viewed
 
@@ -20,8 +21,9 @@ def align(a, b, *, axis=None, broadcast=0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def binary(
-    name: str, *since: int, old: tuple[int, ...] = (), second: SecondRule | None = None, **traits: Any
-) -> Callable[[Callable], Callable]:
+    name: str, *since: int, old: tuple[int, ...] = (), second: SecondRule | None = None,
+    in_place: Callable | None = None, **traits: Any,
+) -> Callable[[Callable], Callable]:  # fmt: skip
     """Register f(A, B) for ``since``, and for the versions ``old``, which had the attributes axis and broadcast."""
 
     def register(function: Callable) -> Callable:
@@ -29,23 +31,23 @@ def binary(
             return function(*align(a, b, axis=axis))
 
         if old:
-            op(name, *old, second=second and viewed(align, second), **traits)(with_axis)
-        return op(name, *since, second=second, **traits)(function)
+            op(name, *old, second=second and viewed(align, second), axes=aligned, **traits)(with_axis)
+        return op(name, *since, second=second, axes=ELEMENTWISE, in_place=in_place, **traits)(function)
 
     return register
 
 
-@binary("Add", 7, 13, 14, old=(1, 6), second=elementwise)
+@binary("Add", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.add_)
 def add(a, b):
     return a + b
 
 
-@binary("Sub", 7, 13, 14, old=(1, 6), second=elementwise)
+@binary("Sub", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.sub_)
 def sub(a, b):
     return a - b
 
 
-@binary("Mul", 7, 13, 14, old=(1, 6), second=elementwise)
+@binary("Mul", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.mul_)
 def mul(a, b):
     return a * b
 
@@ -69,12 +71,12 @@ def pow(x, y):
     return torch.where(positive, torch.pow(torch.where(positive, x, 1), y), torch.pow(x, y.detach()))
 
 
-@op("Mod", 10, 13, 28, second=elementwise)
+@op("Mod", 10, 13, 28, second=elementwise, axes=ELEMENTWISE)
 def mod(a, b, *, fmod=0):
     return torch.fmod(a, b) if fmod else torch.remainder(a, b)
 
 
-variadic = family(second=elementwise)
+variadic = family(second=elementwise, axes=ELEMENTWISE)
 
 
 @variadic("Max", 1, 6, 8, 12, 13)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onnx_obd.mirror.axes import Node, ShrunkNode
 from onnx_obd.mirror.registry import DType, OutputCount, op
 from onnx_obd.mirror.second import Call
 
@@ -167,7 +168,29 @@ def _attention_second(call: Call, h):
     return [next(result) if want else None for want in wanted][: len(call.inputs)]
 
 
-@op("Attention", 23, 24, 25, second=_attention_second)
+def _attention_axes(node: Node) -> str:
+    """Heads go by groups: every key head with all the query heads that share it, or one query head of each group."""
+    if node.rank == 4:
+        q, k = f"b (head share={node.inputs[0].shape[1] // node.inputs[1].shape[1]}) _ _", "b head _ _"
+        return f"{q}, {k}, {k}, {q}, {k}, {k} -> {q}, {k}, {k}, {q}"
+    share = node.get("q_num_heads") // node.get("kv_num_heads")
+    q, k = f"b _ (kv_num_heads share={share} _)", "b _ (kv_num_heads _)"
+    cache, scores = "b kv_num_heads _ _", "b (kv_num_heads share) _ _"
+    return f"{q}, {k}, {k}, {scores}, {cache}, {cache} -> {q}, {cache}, {cache}, {scores}"
+
+
+def _spelled_query_heads(node: ShrunkNode) -> dict[str, Any]:
+    if node.rank == 4:
+        return {}
+    return {"q_num_heads": spelled_heads(node, node.get("q_num_heads"))}
+
+
+def spelled_heads(node: ShrunkNode, heads: int) -> int:
+    """As many heads as are left of a first input [N, L, heads size]."""
+    return int(node.kept_inputs[0][2].sum()) * heads // node.inputs[0].shape[2]
+
+
+@op("Attention", 23, 24, 25, second=_attention_second, axes=_attention_axes, spelled=_spelled_query_heads)
 def attention(
     q, k, v, attn_mask=None, past_key=None, past_value=None, nonpad_kv_seqlen=None, *, is_causal=0,
     kv_num_heads=None, left_window_size=-1, q_num_heads=None, qk_matmul_output_mode=0, right_window_size=-1,
@@ -227,7 +250,10 @@ def _rotary_second(call: Call, h):
     return Call(call.node, squared, {}, tuple(squares), call.outputs, call.wanted).vjp(h)
 
 
-@op("RotaryEmbedding", 23, second=_rotary_second)
+@op(
+    "RotaryEmbedding", 23, second=_rotary_second,
+    axes=lambda node: "b heads _ _" if node.rank == 4 else "b _ (num_heads _), _*, _*, _* -> b _ (num_heads _)",
+)  # fmt: skip
 def rotary_embedding(
     x, cos_cache, sin_cache, position_ids=None, *, interleaved=0, num_heads=None, rotary_embedding_dim=0
 ):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
+from onnx_obd.mirror.axes import ELEMENTWISE
 from onnx_obd.mirror.registry import ElemType, ElemTypes, op
 from onnx_obd.mirror.second import movement
 from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, Quantised, elem_type_of, materialise, plain
@@ -18,17 +19,17 @@ NARROW = {
 """Element types whose carrier is wider than they are, and their width in bits."""
 
 
-@op("Identity", 1, 13, 14, 16, 19, 21, 23, 24, 25, second=movement)
+@op("Identity", 1, 13, 14, 16, 19, 21, 23, 24, 25, second=movement, axes=ELEMENTWISE)
 def identity(x):
     return x
 
 
-@op("Cast", 1, 6, 9, 13, 19, 21, 23, 24, 25, 28, second=movement)
+@op("Cast", 1, 6, 9, 13, 19, 21, 23, 24, 25, 28, second=movement, axes=ELEMENTWISE)
 def cast(x, *, to: ElemType, saturate=1, round_mode="up"):
     return convert(x, to, saturate, round_mode)
 
 
-@op("CastLike", 15, 19, 21, 23, 24, 25, second=movement)
+@op("CastLike", 15, 19, 21, 23, 24, 25, second=movement, axes=ELEMENTWISE)
 def cast_like(x, target_type, *, saturate=1, round_mode="up", elem_types: ElemTypes = (0, 0)):
     dtype = target_type.element_dtype if isinstance(target_type, Quantised) else target_type.dtype
     return convert(x, ElementType(elem_types[1] or elem_type_of(target_type), dtype), saturate, round_mode)

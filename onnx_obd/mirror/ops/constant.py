@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from onnx_obd.mirror.axes import names, spelled_shape
 from onnx_obd.mirror.registry import DType, Ints, Like, op
 from onnx_obd.mirror.second import movement
 
@@ -33,7 +34,10 @@ def constant(
     return np.array(value_strings if value_string is None else value_string, dtype=object)
 
 
-@op("ConstantOfShape", 9, 20, 21, 23, 24, 25, differentiable=False)
+@op(
+    "ConstantOfShape", 9, 20, 21, 23, 24, 25, differentiable=False,
+    axes=lambda node: f"_ -> {' '.join(names(node.outputs[0].dim()))}", spelled=spelled_shape("shape"),
+)
 def constant_of_shape(shape: Ints, *, value=None, like: Like):
     return like.new_zeros(shape) if value is None else value.reshape(()).expand(shape).clone()
 

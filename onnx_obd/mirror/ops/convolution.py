@@ -17,6 +17,11 @@ LARGE_IMAGES = 1 << 15
 
 _backward = torch.ops.aten.convolution_backward
 
+CONV_AXES = "n (group c) _*, (group channel) c _*, (group channel), n (group channel) _* -> n (group channel) _*"
+"""The fourth input is what the fused forms of Conv add to it."""
+
+CONV_TRANSPOSE_AXES = "n (group c) _*, (group c) channel _*, (group channel) -> n (group channel) _*"
+
 
 def _wanted(call: Call) -> list[bool]:
     """The output mask that ``convolution_backward`` takes: x, w, b."""
@@ -84,7 +89,7 @@ def _laid_out(x, w):
     return x.contiguous(memory_format=torch.channels_last) if x.numel() >= LARGE_IMAGES else x
 
 
-@op("Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,))
+@op("Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,), axes=CONV_AXES)
 def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
     begin, end, strides, dilations = geometry(x.shape[2:], w.shape[2:], auto_pad, pads, strides, dilations)
     none = (0,) * len(begin)
@@ -132,7 +137,7 @@ def _conv_transpose_second(call: Call, h):
     return (h_x, h_w, h_b)[: len(call.inputs)]
 
 
-@op("ConvTranspose", 1, 11, 22, second=_conv_transpose_second, weights=(1,))
+@op("ConvTranspose", 1, 11, 22, second=_conv_transpose_second, weights=(1,), axes=CONV_TRANSPOSE_AXES)
 def conv_transpose(
     x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, output_padding=None,
     output_shape=None, pads=None, strides=None,
@@ -181,7 +186,7 @@ def deform_conv(
     return result if b is None else result + b.view(-1, 1, 1)
 
 
-@op("Col2Im", 18, second=movement)
+@op("Col2Im", 18, second=movement, axes="n (c _) _ -> n c _*")
 def col2im(input, image_shape: Ints, block_shape: Ints, *, dilations=None, pads=None, strides=None):
     """Sums overlapping blocks [N, C prod(block), L] into images [N, C, *image]."""
     begin, end, strides, dilations = geometry(image_shape, block_shape, "NOTSET", pads, strides, dilations)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from onnx_obd.mirror.axes import MOVED, Node, ShrunkNode, along, names, position_kept, renumbered
 from onnx_obd.mirror.registry import Ints, family
 from onnx_obd.mirror.second import Call, movement, multilinear
 
@@ -13,7 +16,20 @@ movement_op = family(second=movement)
 # ---- slices
 
 
-@movement_op("Slice", 10, 11, 13)
+def _spelled_cuts(node: ShrunkNode) -> dict[str, Any]:
+    """Where the cuts lie among the indices that are left."""
+    starts, ends, axes, steps = map(node.get, ("starts", "ends", "axes", "steps"))
+    new: dict[str, list[int]] = {"starts": [], "ends": []}
+    for position, cuts in enumerate(zip(starts, ends, strict=True)):
+        kept = node.kept_inputs[0][position if axes is None else axes[position]]
+        back = steps is not None and steps[position] < 0  # then a cut lies behind its index, not before
+        for name, cut in zip(("starts", "ends"), cuts, strict=True):
+            behind = back and cut != -1 and cut < len(kept)
+            new[name].append(position_kept(kept, cut + 1) - 1 if behind else position_kept(kept, cut))
+    return new
+
+
+@movement_op("Slice", 10, 11, 13, axes=MOVED, spelled=_spelled_cuts)
 def slice_(x, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None):
     cut, backward = [slice(None)] * x.dim(), []
     for position, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -26,7 +42,7 @@ def slice_(x, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | 
     return x.flip(backward) if backward else x
 
 
-@movement_op("Slice", 1)
+@movement_op("Slice", 1, axes=MOVED, spelled=_spelled_cuts)
 def slice_1(x, *, starts, ends, axes=None):
     return slice_(x, starts, ends, axes)
 
@@ -55,7 +71,26 @@ def _from_start(index: torch.Tensor, length: int) -> torch.Tensor:
     return torch.where(index < 0, index + length, index).long()
 
 
-@movement_op("Gather", 1, 11, 13, weights=(0,))
+def _gather_axes(node: Node) -> str:
+    """Constant indices are followed one by one; those that depend on data may pick anything."""
+    data, axis = names(node.rank), node.get("axis") % node.rank
+    index = [f"index{i}" for i in range(node.inputs[1].dim())]
+    outer = " ".join(index), " ".join([*data[:axis], *index, *data[axis + 1 :]])
+    if node.constant[1]:
+        return f"{MOVED}, {outer[0]} -> {outer[1]}" if index else MOVED
+    return f"{' '.join([*data[:axis], '_', *data[axis + 1 :]])}, {outer[0]} -> {outer[1]}"
+
+
+def _spelled_indices(node: ShrunkNode) -> dict[str, Any]:
+    if not node.constant[1]:
+        return {}
+    indices = node.inputs[1].numpy()
+    for axis, kept in enumerate(node.kept_inputs[1]):
+        indices = indices.compress(kept, axis)
+    return {"indices": renumbered(node.kept_inputs[0][node.get("axis") % node.rank], indices.reshape(-1).tolist())}
+
+
+@movement_op("Gather", 1, 11, 13, weights=(0,), axes=_gather_axes, spelled=_spelled_indices)
 def gather(x, indices, *, axis=0):
     if indices.dim() == 0 and indices.device.type == "cpu":  # elsewhere reading the number would stall the device
         return x.select(axis, int(indices))
@@ -64,7 +99,10 @@ def gather(x, indices, *, axis=0):
     return x.index_select(axis, index.reshape(-1)).reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
 
 
-@movement_op("GatherElements", 11, 13)
+@movement_op(
+    "GatherElements", 11, 13,
+    axes=lambda node: f"{along('axis')(node)}, {along('axis')(node)} -> {along('axis')(node)}",
+)
 def gather_elements(x, indices, *, axis=0):
     return x.gather(axis, _from_start(indices, x.shape[axis]))
 
@@ -162,7 +200,7 @@ def unique(x, *, axis=None, sorted=1):
     return x.index_select(axis, first), first, inverse, counts
 
 
-@movement_op("TopK", 11, 24)
+@movement_op("TopK", 11, 24, axes=along("axis"))
 def top_k(x, k: Ints, *, axis=-1, largest=1, sorted=1):
     x, k = x.movedim(axis, -1), int(k[0])
     if x.shape[-1] > _SORTED_WHOLE and 0 < k < x.shape[-1]:
@@ -190,11 +228,11 @@ def _best(x: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
     return chosen.nonzero()[:, -1].reshape(*x.shape[:-1], k)
 
 
-@movement_op("TopK", 10)
+@movement_op("TopK", 10, axes=along("axis"))
 def top_k_10(x, k: Ints, *, axis=-1):
     return top_k(x, k, axis=axis)
 
 
-@movement_op("TopK", 1)
+@movement_op("TopK", 1, axes=along("axis"))
 def top_k_1(x, *, k, axis=-1):
     return top_k(x, (k,), axis=axis)

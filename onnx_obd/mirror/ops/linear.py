@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
+from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.registry import op
 from onnx_obd.mirror.second import Call
 
@@ -36,7 +38,13 @@ def _matmul_sample_squares(call: Call, gradients, count: int):
     return _matmul_second(call, [g.square()])
 
 
-@op("MatMul", 1, 9, 13, second=_matmul_second, sample_squares=_matmul_sample_squares, weights=(0, 1))
+def matmul_axes(node: Node) -> str:
+    rows, columns = node.inputs[0].dim() > 1, node.inputs[1].dim() > 1
+    a, b = "... i k" if rows else "k", "... k neuron" if columns else "k"
+    return f"{a}, {b} -> ...{' i' * rows}{' neuron' * columns}"
+
+
+@op("MatMul", 1, 9, 13, second=_matmul_second, sample_squares=_matmul_sample_squares, weights=(0, 1), axes=matmul_axes)
 def matmul(a, b):
     if not a.is_floating_point():  # torch multiplies signed integers on a CPU only; float64 is exact up to 2^53
         wide = torch.float64 if a.is_cuda else torch.int64
@@ -71,7 +79,15 @@ def _gemm_sample_squares(call: Call, gradients, count: int):
     return _gemm_second(call, [g.square()])
 
 
-@op("Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, sample_squares=_gemm_sample_squares, weights=(0, 1))
+def gemm_axes(node: Node) -> str:
+    a, b = "k i" if node.get("transA") else "i k", "neuron k" if node.get("transB") else "k neuron"
+    return f"{a}, {b}, i neuron -> i neuron"
+
+
+@op(
+    "Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, sample_squares=_gemm_sample_squares, weights=(0, 1),
+    axes=gemm_axes,
+)
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
     b = b.mT if transB else b
@@ -119,6 +135,11 @@ def _einsum_second(call: Call, h):
     return found
 
 
-@op("Einsum", 12, 28, second=_einsum_second, weights=(0, 1, 2, 3))
+def _einsum_axes(node: Node) -> str:
+    terms, output = _einsum_terms(node.get("equation"))
+    return f"{', '.join(map(' '.join, terms))} -> {' '.join(output)}"
+
+
+@op("Einsum", 12, 28, second=_einsum_second, weights=(0, 1, 2, 3), axes=_einsum_axes)
 def einsum(*inputs, equation):
     return torch.einsum(equation, *inputs)

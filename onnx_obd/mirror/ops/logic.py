@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from onnx_obd.mirror.axes import ELEMENTWISE, reduced
 from onnx_obd.mirror.ops.arithmetic import binary
 from onnx_obd.mirror.registry import family, op
 from onnx_obd.mirror.second import movement
 
-discrete = family(differentiable=False)
+discrete = family(differentiable=False, axes=ELEMENTWISE)
 
 
 @binary("Equal", 7, 11, 13, 19, old=(1,), differentiable=False)
@@ -81,17 +82,17 @@ def bit_shift(x, y, *, direction):
     return x << y if direction == "LEFT" else x >> y
 
 
-@op("Where", 9, 16, second=movement)
+@op("Where", 9, 16, second=movement, axes=ELEMENTWISE)
 def where(condition, x, y):
     return torch.where(condition, x, y)
 
 
-@discrete("ArgMax", 1, 11, 12, 13)
+@discrete("ArgMax", 1, 11, 12, 13, axes=reduced)
 def argmax(data, *, axis=0, keepdims=1, select_last_index=0):
     return _arg(torch.argmax, data, axis, keepdims, select_last_index)
 
 
-@discrete("ArgMin", 1, 11, 12, 13)
+@discrete("ArgMin", 1, 11, 12, 13, axes=reduced)
 def argmin(data, *, axis=0, keepdims=1, select_last_index=0):
     return _arg(torch.argmin, data, axis, keepdims, select_last_index)
 

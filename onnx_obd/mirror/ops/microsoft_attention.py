@@ -7,16 +7,19 @@ embedding and caches. B batch, N heads, S queries, T keys, D head size; hidden s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onnx_obd.errors import ModelError
+from onnx_obd.mirror.axes import Node, ShrunkNode
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops import attention as onnx_attention
 from onnx_obd.mirror.ops import linear
 from onnx_obd.mirror.ops import softmax as onnx_softmax
+from onnx_obd.mirror.ops.attention import spelled_heads
 from onnx_obd.mirror.registry import Ints, OutputCount, family
 
 microsoft_op = family(domain="com.microsoft", second=composite)
@@ -72,7 +75,22 @@ def _extended(past: Tensor | None, new: Tensor) -> Tensor:
     return new if past is None else torch.cat((past, new), 2)
 
 
-@microsoft_op("Attention", 1, weights=(1,))
+def _packed_axes(node: Node) -> str:
+    """Queries, keys and values of every head side by side in the columns of the weights."""
+    width = node.inputs[1].shape[1]
+    sizes = [size // node.get("num_heads") for size in node.get("qkv_hidden_sizes") or [width // 3] * 3]
+    columns = f"[{' + '.join(f'(num_heads {size})' for size in sizes)}]"
+    past = "_ b num_heads _ _"
+    return f"b t i, i {columns}, {columns}, _*, {past}, b num_heads _ _ -> b t (num_heads {sizes[2]}), {past}"
+
+
+def _spelled_widths(node: ShrunkNode) -> dict[str, Any]:
+    sizes = node.get("qkv_hidden_sizes")
+    left, all_ = node.output_shape()[2], node.outputs[0].shape[2]
+    return {"qkv_hidden_sizes": [size * left // all_ for size in sizes]} if sizes else {}
+
+
+@microsoft_op("Attention", 1, weights=(1,), axes=_packed_axes, spelled=_spelled_widths)
 def attention(
     input, weights, bias=None, mask_index=None, past=None, attention_bias=None, past_sequence_length=None, *,
     do_rotary=0, mask_filter_value=-10000.0, num_heads, past_present_share_buffer=0, qkv_hidden_sizes=None,
@@ -102,7 +120,18 @@ def self_attention(
     return _merge_heads(y) if outputs == 1 else (_merge_heads(y), torch.stack((k, v)))
 
 
-@microsoft_op("MultiHeadAttention", 1)
+def _projected_axes(node: Node) -> str | None:
+    """Nothing is known where queries, keys and values stand in one input."""
+    q, k, v = (node.get(name) for name in ("query", "key", "value"))
+    if k is None or k.dim() != 3:
+        return None
+    width, size = q.shape[2] // node.get("num_heads"), v.shape[2] // node.get("num_heads")
+    bias = f"[(num_heads {width}) + (num_heads {width}) + (num_heads {size})]"
+    heads, own, y = "b num_heads _ _", f"b _ (num_heads {width})", f"b _ (num_heads {size})"
+    return f"{own}, {own}, {y}, {bias}, _*, {heads}, {heads}, {heads} -> {y}, {heads}, {heads}"
+
+
+@microsoft_op("MultiHeadAttention", 1, axes=_projected_axes)
 def multi_head_attention(
     query, key=None, value=None, bias=None, key_padding_mask=None, attention_bias=None, past_key=None,
     past_value=None, past_sequence_length=None, cache_indirection=None, *, mask_filter_value=-10000.0, num_heads,
@@ -132,7 +161,14 @@ def _unpacked(query, key, value, heads: int):
     return (_split_heads(x, heads) for x in (query, key, value))
 
 
-@microsoft_op("RotaryEmbedding", 1)
+def _rotary_axes(node: Node) -> str:
+    if node.rank == 4:
+        return "b heads _ _, _*, _*, _* -> b heads _ _"
+    own = "(num_heads _)" if node.get("num_heads") else f"(heads {2 * node.inputs[2].shape[1]})"
+    return f"b _ {own}, _*, _*, _* -> b _ {own}"
+
+
+@microsoft_op("RotaryEmbedding", 1, axes=_rotary_axes)
 def rotary_embedding(
     input, position_ids, cos_cache, sin_cache, *, interleaved=0, is_packed_batching=0, num_heads=0,
     rotary_embedding_dim=0, scale=1.0,
@@ -149,7 +185,19 @@ def rotary_embedding(
     )  # fmt: skip
 
 
-@microsoft_op("GroupQueryAttention", 1)
+def _grouped_axes(node: Node) -> str | None:
+    if node.get("key") is None:
+        return None
+    share, cache = node.get("num_heads") // node.get("kv_num_heads"), "b kv_num_heads _ _"
+    q, k = f"b _ (kv_num_heads share={share} _)", "b _ (kv_num_heads _)"
+    others = "_*, _*, _*, _*, _*, b (kv_num_heads share) _ _, (kv_num_heads share)"
+    return f"{q}, {k}, {k}, {cache}, {cache}, {others} -> {q}, {cache}, {cache}"
+
+
+@microsoft_op(
+    "GroupQueryAttention", 1,
+    axes=_grouped_axes, spelled=lambda node: {"num_heads": spelled_heads(node, node.get("num_heads"))},
+)  # fmt: skip
 def group_query_attention(
     query, key, value, past_key, past_value, seqlens_k, total_sequence_length: Ints, cos_cache=None, sin_cache=None,
     position_ids=None, attention_bias=None, head_sink=None, k_scale=None, v_scale=None, q_norm_weight=None,

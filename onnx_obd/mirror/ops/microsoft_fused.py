@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from onnx_obd.mirror.axes import ELEMENTWISE, Node
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops import activations, convolution, linear, normalization, pooling, softmax
 from onnx_obd.mirror.ops.named_activations import named_activation
@@ -31,7 +32,7 @@ def _activated(y, name: str, parameters):
 # ---- convolutions
 
 
-@microsoft_op("FusedConv", 1, weights=(1,))
+@microsoft_op("FusedConv", 1, weights=(1,), axes=convolution.CONV_AXES)
 def fused_conv(
     x, w, b=None, z=None, *, activation="", activation_params=None, auto_pad="NOTSET", dilations=None, group=1,
     kernel_shape=None, pads=None, strides=None,
@@ -45,14 +46,17 @@ def _channels_first(x):
     return None if x is None else x.movedim(-1, 1)
 
 
-@microsoft_op("NhwcConv", 1, weights=(1,))
+_NHWC_CONV_AXES = "n _* (group c), (group channel) c _*, (group channel), n _* (group channel) -> n _* (group channel)"
+
+
+@microsoft_op("NhwcConv", 1, weights=(1,), axes=_NHWC_CONV_AXES)
 def nhwc_conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
     """Conv on [N, ..., C]; the kernel stays [M, C/group, ...]."""
     geometry = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "pads": pads, "strides": strides}
     return _conv(_channels_first(x), w, b, **geometry).movedim(1, -1)
 
 
-@microsoft_op("NhwcFusedConv", 1, weights=(1,))
+@microsoft_op("NhwcFusedConv", 1, weights=(1,), axes=_NHWC_CONV_AXES)
 def nhwc_fused_conv(
     x, w, b=None, z=None, *, activation="", activation_params=None, auto_pad="NOTSET", dilations=None, group=1,
     kernel_shape=None, pads=None, strides=None,
@@ -64,13 +68,16 @@ def nhwc_fused_conv(
     return y.movedim(1, -1)
 
 
-@microsoft_op("NhwcMaxPool", 1)
+@microsoft_op("NhwcMaxPool", 1, axes="n _* c")
 def nhwc_max_pool(x, *, auto_pad="NOTSET", ceil_mode=0, dilations=None, kernel_shape, pads=None, strides=None):
     geometry = {"auto_pad": auto_pad, "ceil_mode": ceil_mode, "dilations": dilations, "pads": pads, "strides": strides}
     return _max_pool(_channels_first(x), kernel_shape=kernel_shape, **geometry).movedim(1, -1)
 
 
-@microsoft_op("ConvTransposeWithDynamicPads", 1, weights=(1,))
+@microsoft_op(
+    "ConvTransposeWithDynamicPads", 1, weights=(1,),
+    axes="n (group c) _*, (group c) channel _*, , (group channel) -> n (group channel) _*",
+)  # fmt: skip
 def conv_transpose_with_dynamic_pads(
     x, w, pads: Ints | None = None, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None,
     output_padding=None, strides=None,
@@ -82,7 +89,7 @@ def conv_transpose_with_dynamic_pads(
 # ---- products
 
 
-@microsoft_op("FusedGemm", 1, weights=(0, 1))
+@microsoft_op("FusedGemm", 1, weights=(0, 1), axes=linear.gemm_axes)
 def fused_gemm(
     a, b, c=None, *, activation="", activation_alpha=None, activation_beta=None, activation_gamma=None, alpha=1.0,
     beta=1.0, transA=0, transB=0,
@@ -91,7 +98,14 @@ def fused_gemm(
     return _activated(y, activation, [p for p in (activation_alpha, activation_beta) if p is not None])
 
 
-@microsoft_op("FusedMatMul", 1, weights=(0, 1))
+def _fused_matmul_axes(node: Node) -> str | None:
+    if node.get("transBatchA") or node.get("transBatchB"):
+        return None
+    a, b = "k i" if node.get("transA") else "i k", "neuron k" if node.get("transB") else "k neuron"
+    return f"... {a}, ... {b} -> ... i neuron"
+
+
+@microsoft_op("FusedMatMul", 1, weights=(0, 1), axes=_fused_matmul_axes)
 def fused_matmul(a, b, *, alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0):
     """alpha a b; an operand with ``transBatch`` is [rows, *batch, columns], one with ``trans`` is turned after that."""
     a, b = _turned(a, transA, transBatchA), _turned(b, transB, transBatchB)
@@ -106,12 +120,12 @@ def _turned(operand, transposed: int, batch_inside: int):
     return operand.mT if transposed else operand
 
 
-@microsoft_op("TransposeMatMul", 1, weights=(0, 1))
+@microsoft_op("TransposeMatMul", 1, weights=(0, 1), axes=_fused_matmul_axes)
 def transpose_matmul(a, b, *, alpha=1.0, transA=0, transB=0):
     return fused_matmul(a, b, alpha=alpha, transA=transA, transB=transB)
 
 
-@microsoft_op("FusedMatMulActivation", 1, weights=(0, 1))
+@microsoft_op("FusedMatMulActivation", 1, weights=(0, 1), axes=_fused_matmul_axes)
 def fused_matmul_activation(
     a, b, *, activation, activation_alpha=None, activation_axis=None, activation_beta=None, activation_gamma=None,
     alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0,
@@ -122,7 +136,7 @@ def fused_matmul_activation(
     return _activated(y, activation, [p for p in (activation_alpha, activation_beta) if p is not None])
 
 
-@microsoft_op("GemmFastGelu", 1, weights=(0, 1))
+@microsoft_op("GemmFastGelu", 1, weights=(0, 1), axes="... i k, k neuron, neuron -> ... i neuron")
 def gemm_fast_gelu(x, w, bias=None):
     return fast_gelu(_matmul(x, w), bias)
 
@@ -130,35 +144,35 @@ def gemm_fast_gelu(x, w, bias=None):
 # ---- activations
 
 
-@microsoft_op("Gelu", 1)
+@microsoft_op("Gelu", 1, axes=ELEMENTWISE)
 def gelu(x):
     return _gelu(x)
 
 
-@microsoft_op("FastGelu", 1)
+@microsoft_op("FastGelu", 1, axes=ELEMENTWISE)
 def fast_gelu(x, bias=None):
     return _gelu(x if bias is None else x + bias, approximate="tanh")
 
 
-@microsoft_op("BiasGelu", 1)
+@microsoft_op("BiasGelu", 1, axes=ELEMENTWISE)
 def bias_gelu(a, b):
     return _gelu(a + b)
 
 
-@microsoft_op("QuickGelu", 1)
+@microsoft_op("QuickGelu", 1, axes=ELEMENTWISE)
 def quick_gelu(x, *, alpha=1.702):
     """x sigmoid(alpha x)."""
     return _swish(x, alpha=alpha)
 
 
-@microsoft_op("BiasSplitGelu", 1)
+@microsoft_op("BiasSplitGelu", 1, axes="... [c + c], [c + c] -> ... c")
 def bias_split_gelu(x, bias):
     """l gelu(r) for the halves l, r of x + bias."""
     left, right = (x + bias).chunk(2, -1)
     return left * _gelu(right)
 
 
-@microsoft_op("BiasAdd", 1)
+@microsoft_op("BiasAdd", 1, axes=ELEMENTWISE)
 def bias_add(x, bias, skip):
     return x + bias + skip
 
@@ -172,14 +186,17 @@ def bias_softmax(data, bias, *, axis=1, is_inner_broadcast):
 # ---- normalisations: some outputs are statistics for training, which onnxruntime leaves empty too
 
 
-@microsoft_op("SkipLayerNormalization", 1)
+_SKIP_NORM_AXES = "... _, ... _, _, _, _ -> ... _, ... _, ... _, ... _"
+
+
+@microsoft_op("SkipLayerNormalization", 1, axes=_SKIP_NORM_AXES)
 def skip_layer_normalization(input, skip, gamma, beta=None, bias=None, *, epsilon=1e-12):
     """LayerNormalization of s = input + skip + bias; s is the fourth output."""
     total = _sum(input, skip, bias)
     return _layer_norm(total, gamma, beta, epsilon=epsilon), None, None, total
 
 
-@microsoft_op("SkipSimplifiedLayerNormalization", 1)
+@microsoft_op("SkipSimplifiedLayerNormalization", 1, axes=_SKIP_NORM_AXES)
 def skip_simplified_layer_normalization(input, skip, gamma, bias=None, *, epsilon=1e-12):
     total = _sum(input, skip, bias)
     return _rms_norm(total, gamma, epsilon=epsilon), None, None, total
@@ -189,8 +206,8 @@ def _sum(input, skip, bias):
     return input + skip if bias is None else input + skip + bias
 
 
-@op("SimplifiedLayerNormalization", 1, second=composite)
-@microsoft_op("SimplifiedLayerNormalization", 1)
+@op("SimplifiedLayerNormalization", 1, second=composite, axes=normalization.layer_axes)
+@microsoft_op("SimplifiedLayerNormalization", 1, axes=normalization.layer_axes)
 def simplified_layer_normalization(
     x, scale, *, axis=-1, epsilon=1e-5, stash_type: DType = torch.float32, outputs: OutputCount = 1
 ):
@@ -202,7 +219,10 @@ def simplified_layer_normalization(
     return y, (power + epsilon).rsqrt()
 
 
-@microsoft_op("EmbedLayerNormalization", 1, weights=(2, 3, 4))
+@microsoft_op(
+    "EmbedLayerNormalization", 1, weights=(2, 3, 4),
+    axes="b t, b t, _ _, _ _, _ _, _, _, _*, _* -> b t _, b, b t _",
+)  # fmt: skip
 def embed_layer_normalization(
     input_ids, segment_ids, word_embedding, position_embedding, segment_embedding, gamma, beta, mask=None,
     position_ids=None, *, epsilon=1e-12, mask_index_type=0,

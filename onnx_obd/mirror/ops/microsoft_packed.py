@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
+from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite
 from onnx_obd.mirror.registry import ElemTypes, Stored, family
 from onnx_obd.mirror.values import Quantised, plain
@@ -58,9 +59,16 @@ def _matrix_grid(q: Tensor, scales, zero_points=None, *, N, K, block_size, bits=
     return _in_blocks(scales, block_size, 1, K), _in_blocks(zero_points.to(scales.dtype), block_size, 1, K)
 
 
+def _matrix_axes(node: Node) -> str:
+    """The columns of W are packed in blocks."""
+    scales = "N _" if node.inputs[2].dim() == 2 else "(N _)"
+    return f"... i _, N _ _, {scales}, (N _), _, N -> ... i N"
+
+
 @microsoft_op(
     "MatMulNBits", 1, weights=(1,), constants=(2,),
     stored=(Stored(1, (2, 3), _matrix_grid, _matrix_numbers, _matrix_bytes, lambda bits=4, **_: bits),),
+    axes=_matrix_axes,
 )  # fmt: skip
 def matmul_nbits(
     a, b, scales, zero_points=None, g_idx=None, bias=None, *, K, N, accuracy_level=0, bits=4, block_size,

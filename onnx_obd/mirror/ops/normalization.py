@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from onnx_obd.mirror.axes import Node, along
 from onnx_obd.mirror.registry import DType, OutputCount, op
 from onnx_obd.mirror.second import Call
 
@@ -115,7 +116,10 @@ def _batch_second(call: Call, h):
     return _shaped(call, (h_x, h_scale, h_bias, *(value * momentum**2 for value in h_running[:2])))
 
 
-@op("BatchNormalization", 14, 15, second=_batch_second, constants=(3, 4))
+@op(
+    "BatchNormalization", 14, 15, second=_batch_second, constants=(3, 4),
+    axes="n c _*, c, c, c, c -> n c _*, c, c, c, c",
+)
 def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0,
                         outputs: OutputCount = 1):  # fmt: skip
     if training_mode:
@@ -123,7 +127,10 @@ def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9
     return _batch_given(x, scale, bias, mean, var, epsilon)
 
 
-@op("BatchNormalization", 1, 6, 7, 9, second=_batch_second, constants=(3, 4))
+@op(
+    "BatchNormalization", 1, 6, 7, 9, second=_batch_second, constants=(3, 4),
+    axes="n c _*, c, c, c, c -> n c _*, c, c, c, c",
+)
 def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0, momentum=0.9,
                           spatial=1, outputs: OutputCount = 1):  # fmt: skip
     """In the old versions the number of outputs says whether it trains."""
@@ -149,17 +156,23 @@ def _group_second(call: Call, h):
     return _shaped(call, (_standardise_second(h_normal, normal, sigma, (2, 3)), h_scale, h_bias))
 
 
-@op("InstanceNormalization", 1, 6, 22, second=_group_second)
+@op("InstanceNormalization", 1, 6, 22, second=_group_second, axes="n c _*, c, c -> n c _*")
 def instance_normalization(x, scale, bias, *, epsilon=1e-5):
     return _group_norm(x, x.shape[1], scale, bias, epsilon)
 
 
-@op("GroupNormalization", 21, second=_group_second)
+@op(
+    "GroupNormalization", 21, second=_group_second,
+    axes="n (num_groups _) _*, (num_groups _), (num_groups _) -> n (num_groups _) _*",
+)
 def group_normalization(x, scale, bias, *, epsilon=1e-5, num_groups, stash_type: DType = torch.float32):
     return _group_norm(x, num_groups, scale, bias, epsilon)
 
 
-@op("GroupNormalization", 18, second=_group_second)
+@op(
+    "GroupNormalization", 18, second=_group_second,
+    axes="n (num_groups _) _*, num_groups, num_groups -> n (num_groups _) _*",
+)
 def group_normalization_18(x, scale, bias, *, epsilon=1e-5, num_groups):
     """Scale and bias are per group, not yet per channel."""
     channels = x.shape[1] // num_groups
@@ -190,7 +203,13 @@ def _layer_arguments(call: Call):
     return x, scale, tuple(range(axis % x.dim(), x.dim()))
 
 
-@op("LayerNormalization", 17, second=_layer_second)
+def layer_axes(node: Node) -> str:
+    """Along ``axis`` and those after it."""
+    own = along("axis", rest=True)(node)
+    return f"{own}, _*, _* -> {own}, {own}, {own}"
+
+
+@op("LayerNormalization", 17, second=_layer_second, axes=layer_axes)
 def layer_normalization(x, scale, bias=None, *, axis=-1, epsilon=1e-5, stash_type: DType = torch.float32,
                         outputs: OutputCount = 1):  # fmt: skip
     shape = x.shape[axis:]
@@ -210,7 +229,7 @@ def _rms_second(call: Call, h):
     return _shaped(call, (_standardise_second(h_normal, normal, sigma, dims, centred=False), h_scale))
 
 
-@op("RMSNormalization", 23, second=_rms_second)
+@op("RMSNormalization", 23, second=_rms_second, axes=layer_axes)
 def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type: DType = torch.float32):
     values = x.to(torch.promote_types(x.dtype, stash_type))
     power = values.square().mean(tuple(range(axis % x.dim(), x.dim())), keepdim=True)
@@ -226,7 +245,7 @@ def _mean_variance_second(call: Call, h):
     return (_standardise_second(h[0], normal, sigma, dims),)
 
 
-@op("MeanVarianceNormalization", 9, 13, second=_mean_variance_second)
+@op("MeanVarianceNormalization", 9, 13, second=_mean_variance_second, axes=along("axes"))
 def mean_variance_normalization(x, *, axes=(0, 2, 3)):
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
     return (x - mean) / (variance.sqrt() + 1e-9)
@@ -245,7 +264,7 @@ def _mean_variance_1_second(call: Call, h):
     return (h[0] * (1 - 2 / n) + h[0].sum(dims, keepdim=True) / n**2,)
 
 
-@op("MeanVarianceNormalization", 1, second=_mean_variance_1_second)
+@op("MeanVarianceNormalization", 1, second=_mean_variance_1_second, axes="_*")
 def mean_variance_normalization_1(input, *, across_channels=0, normalize_variance=1):
     """The withdrawn form, with flags instead of axes."""
     dims = _statistics_dims(input, across_channels)
@@ -264,7 +283,7 @@ def _lp_second(call: Call, h):
     return ((h[0] * (1 - 2 * gradient * y) + gradient.square() * total) / norm.square(),)
 
 
-@op("LpNormalization", 1, 22, second=_lp_second)
+@op("LpNormalization", 1, 22, second=_lp_second, axes=along("axis"))
 def lp_normalization(x, *, axis=-1, p=2):
     norm = torch.linalg.vector_norm(x, p, dim=axis, keepdim=True)
     return x / norm.masked_fill(norm == 0, 1)
@@ -289,6 +308,6 @@ def _lrn_second(call: Call, h):
     return (h[0] * (d ** (-2 * beta) - 2 * cross * v * d**-beta) + cross.square() * around,)
 
 
-@op("LRN", 1, 13, second=_lrn_second)
+@op("LRN", 1, 13, second=_lrn_second, axes="n _*")
 def lrn(x, *, alpha=1e-4, beta=0.75, bias=1.0, size):
     return x / (bias + alpha / size * _across_channels(x.square(), size)) ** beta

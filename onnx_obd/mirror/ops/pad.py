@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from onnx_obd.mirror.axes import Node, ShrunkNode, names
 from onnx_obd.mirror.registry import Floats, Ints, family
 from onnx_obd.mirror.second import movement
 from onnx_obd.mirror.values import is_float
@@ -16,7 +18,42 @@ movement_op = family(second=movement)
 _TORCH_MODE = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
-@movement_op("Pad", 18, 19, 21, 23, 24, 25)
+def _pads(node: Node) -> tuple[list[int], list[int]]:
+    """What is added before and after each axis."""
+    pads, axes = node.get("pads") or node.get("paddings"), node.get("axes")
+    axes = list(range(node.rank)) if axes is None else [axis % node.rank for axis in axes]
+    before, after = [0] * node.rank, [0] * node.rank
+    for position, axis in enumerate(axes):
+        before[axis], after[axis] = pads[position], pads[position + len(axes)]
+    return before, after
+
+
+def _pad_axes(node: Node) -> str:
+    """Indices filled with a constant are made by the node."""
+    own, out = names(node.rank), []
+    for position, (before, after) in enumerate(zip(*_pads(node), strict=True)):
+        name = own[position]
+        if not before and not after:
+            out.append(name)
+        elif node.get("mode") == "constant" and before >= 0 and after >= 0:
+            out.append(f"[{name}before={before} + {name} + {name}after={after}]")
+        else:
+            out.append("_")
+            own[position] = "_"
+    return f"{' '.join(own)} -> {' '.join(out)}"
+
+
+def _spelled_pads(node: ShrunkNode) -> dict[str, Any]:
+    before, after, axes = *_pads(node), node.get("axes")
+    kept = node.kept_outputs[0]
+    left = [int(kept[axis][:n].sum()) if n > 0 else n for axis, n in enumerate(before)]
+    right = [int(kept[axis][len(kept[axis]) - n :].sum()) if n > 0 else n for axis, n in enumerate(after)]
+    order = range(node.rank) if axes is None else axes
+    name = "paddings" if node.get("pads") is None else "pads"
+    return {name: [side[axis] for side in (left, right) for axis in order]}
+
+
+@movement_op("Pad", 18, 19, 21, 23, 24, 25, axes=_pad_axes, spelled=_spelled_pads)
 def pad(x, pads: Ints, constant_value: Floats | None = None, axes: Ints | None = None, *, mode="constant"):
     """``pads``: what to add before each of ``axes``, then what to add after; negative numbers cut off."""
     axes = range(x.dim()) if axes is None else [axis % x.dim() for axis in axes]
@@ -29,22 +66,22 @@ def pad(x, pads: Ints, constant_value: Floats | None = None, axes: Ints | None =
     return _pad_copies(cut, [max(n, 0) for n in before], [max(n, 0) for n in after], mode)
 
 
-@movement_op("Pad", 11, 13)
+@movement_op("Pad", 11, 13, axes=_pad_axes, spelled=_spelled_pads)
 def pad_11(x, pads: Ints, constant_value: Floats | None = None, *, mode="constant"):
     return pad(x, pads, constant_value, mode=mode)
 
 
-@movement_op("Pad", 2)
+@movement_op("Pad", 2, axes=_pad_axes, spelled=_spelled_pads)
 def pad_2(x, *, pads, mode="constant", value=0.0):
     return pad(x, pads, (value,), mode=mode)
 
 
-@movement_op("Pad", 1)
+@movement_op("Pad", 1, axes=_pad_axes, spelled=_spelled_pads)
 def pad_1(x, *, paddings, mode="constant", value=0.0):
     return pad(x, paddings, (value,), mode=mode)
 
 
-@movement_op("CenterCropPad", 18)
+@movement_op("CenterCropPad", 18, axes="_*")
 def center_crop_pad(x, shape: Ints, *, axes=None):
     axes = range(x.dim()) if axes is None else axes
     before, after = [0] * x.dim(), [0] * x.dim()
@@ -56,7 +93,7 @@ def center_crop_pad(x, shape: Ints, *, axes=None):
     return _pad_constant(x, before, after, 0)
 
 
-@movement_op("Crop", 1)
+@movement_op("Crop", 1, axes="n c _*")
 def crop(x, *, border, scale=None):
     """A withdrawn experiment. ``border``: what to cut off left, above, right and below; ``scale``: height and width
     of the result, which then take the place of the last two."""

@@ -16,6 +16,8 @@ _AVERAGE_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 movement_op = family(second=movement)
 
+POOL_AXES = "n c _*"
+
 
 def _fits_torch(begin, end, kernel) -> bool:
     """torch pads either end alike, and by half a window at most."""
@@ -35,7 +37,7 @@ def _enclosing_end(size, kernel, begin, end, strides, dilations, ceil_mode):
     return tuple(enclosing)
 
 
-@movement_op("MaxPool", 1, 8, 10, 11, 12, 22)
+@movement_op("MaxPool", 1, 8, 10, 11, 12, 22, axes=POOL_AXES)
 def max_pool(
     x, *, auto_pad="NOTSET", ceil_mode=0, dilations=None, kernel_shape, pads=None, storage_order=0, strides=None,
     outputs: OutputCount = 1,
@@ -96,7 +98,7 @@ def _average_pool_second(call: Call, h):
     return call.vjp([h[0] / counts])
 
 
-@op("AveragePool", 1, 7, 10, 11, 19, 22, second=_average_pool_second)
+@op("AveragePool", 1, 7, 10, 11, 19, 22, second=_average_pool_second, axes=POOL_AXES)
 def average_pool(
     x, *, auto_pad="NOTSET", ceil_mode=0, count_include_pad=0, dilations=None, kernel_shape, pads=None, strides=None
 ):
@@ -129,7 +131,7 @@ def _lp_pool_second(call: Call, h):
     return torch.autograd.grad(inside, x, slope.square() * h[0].unsqueeze(-1))
 
 
-@op("LpPool", 1, 2, 11, 18, 22, second=_lp_pool_second)
+@op("LpPool", 1, 2, 11, 18, 22, second=_lp_pool_second, axes=POOL_AXES)
 def lp_pool(x, *, auto_pad="NOTSET", ceil_mode=0, dilations=None, kernel_shape, p=2, pads=None, strides=None):
     inside = _lp_windows(x, kernel_shape, auto_pad, ceil_mode, dilations, p, pads, strides)
     return torch.linalg.vector_norm(inside, p, dim=-1)
@@ -139,12 +141,12 @@ def _spatial(x) -> tuple[int, ...]:
     return tuple(range(2, x.dim()))
 
 
-@op("GlobalAveragePool", 1, 22, second=scaled_movement(lambda call: 1 / call.inputs[0][0, 0].numel()))
+@op("GlobalAveragePool", 1, 22, second=scaled_movement(lambda call: 1 / call.inputs[0][0, 0].numel()), axes=POOL_AXES)
 def global_average_pool(x):
     return x.mean(_spatial(x), keepdim=True)
 
 
-@movement_op("GlobalMaxPool", 1, 22)
+@movement_op("GlobalMaxPool", 1, 22, axes=POOL_AXES)
 def global_max_pool(x):
     return x.flatten(2).max(-1).values.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
 
@@ -155,12 +157,12 @@ def _slope_second(call: Call, h):
     return (slope.square() * h[0],)
 
 
-@op("GlobalLpPool", 1, 2, 22, second=_slope_second)
+@op("GlobalLpPool", 1, 2, 22, second=_slope_second, axes=POOL_AXES)
 def global_lp_pool(x, *, p=2):
     return torch.linalg.vector_norm(x, p, dim=_spatial(x), keepdim=True)
 
 
-@movement_op("MaxUnpool", 9, 11, 22)
+@movement_op("MaxUnpool", 9, 11, 22, axes=POOL_AXES)
 def max_unpool(x, indices, output_shape: Ints | None = None, *, kernel_shape, pads=None, strides=None):
     """Puts each x at its index, zeros elsewhere.
 

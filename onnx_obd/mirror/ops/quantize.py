@@ -15,8 +15,10 @@ from functools import partial
 import torch
 from onnx import TensorProto
 
+from onnx_obd.mirror.axes import Node, names
 from onnx_obd.mirror.ops.cast import NARROW, convert
 from onnx_obd.mirror.ops.convolution import conv
+from onnx_obd.mirror.ops.linear import matmul_axes
 from onnx_obd.mirror.registry import DType, ElemType, ElemTypes, Stored, op
 from onnx_obd.mirror.second import Call, SecondRule, elementwise, multilinear, viewed
 from onnx_obd.mirror.values import ElementType, Quantised, elem_type_of, plain
@@ -88,7 +90,19 @@ def dequantize_grid(q, scale, zero_point=None, *, axis=1, block_size=0, **_):
     return _grid(*_spread_parameters(q, scale, zero_point, axis=axis, block_size=block_size)[1:])
 
 
-@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True)
+def grid_axes(node: Node) -> str:
+    """One scale and zero point in all, one for each index of ``axis``, or one for each block of indices."""
+    own, scale = names(node.rank), node.inputs[1]
+    if scale.dim() == node.rank and node.rank > 1:
+        pairs = zip(own, node.inputs[0].shape, scale.shape, strict=True)
+        own = [name if length == blocks else "_" for name, length, blocks in pairs]
+        parameter = " ".join(own)
+    else:
+        parameter = own[node.get("axis") % node.rank] if scale.numel() > 1 else ""
+    return f"{' '.join(own)}, {parameter}, {parameter} -> {' '.join(own)}"
+
+
+@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True, axes=grid_axes)
 def quantize_linear(
     x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
     saturate=1, elem_types: ElemTypes = (0, 0, 0),
@@ -105,6 +119,7 @@ def quantize_linear(
 @op(
     "DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28,
     second=viewed(_spread_parameters), recodes=True, stored=(Stored(0, (1, 2), dequantize_grid),),
+    axes=grid_axes,
 )  # fmt: skip
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype: DType = 0):
     x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)
@@ -174,9 +189,14 @@ def _centre_images(x, w, x_zero_point=None, w_zero_point=None, **_):
     return _centred(x, x_zero_point, dtype), _centred(w, _along(w_zero_point, w.dim(), 0), dtype), None, None
 
 
+def matmul_integer_axes(node: Node) -> str:
+    return f"{matmul_axes(node).partition('->')[0]}, i, neuron -> {matmul_axes(node).partition('->')[2]}"
+
+
 @op(
     "MatMulInteger", 10, second=viewed(_centre_matrices, multilinear), weights=(0, 1),
     stored=(on_grid(0, None, 2, -2), on_grid(1, None, 3, -1)),
+    axes=matmul_integer_axes,
 )  # fmt: skip
 def matmul_integer(a, b, a_zero_point=None, b_zero_point=None):
     a, b, *_ = _centre_matrices(a, b, a_zero_point, b_zero_point)
@@ -184,8 +204,9 @@ def matmul_integer(a, b, a_zero_point=None, b_zero_point=None):
 
 
 @op(
-    "ConvInteger", 10, second=viewed(_centre_images, multilinear), weights=(1,), stored=(on_grid(1, None, 3),)
-)
+    "ConvInteger", 10, second=viewed(_centre_images, multilinear), weights=(1,), stored=(on_grid(1, None, 3),),
+    axes="n (group c) _*, (group channel) c _*, , (group channel) -> n (group channel) _*",
+)  # fmt: skip
 def conv_integer(
     x, w, x_zero_point=None, w_zero_point=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None,
     pads=None, strides=None,
@@ -229,6 +250,7 @@ def _prepare_qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, 
 @op(
     "QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)), weights=(0, 3),
     constants=(1, 4, 6), stored=(on_grid(0, 1, 2, -2), on_grid(3, 4, 5, -1)),
+    axes="... i k, i, i, ... k neuron, neuron, neuron, , -> ... i neuron",
 )  # fmt: skip
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
     a, a_scale, _, b, b_scale, _, y_scale, y_zero_point = _prepare_qlinear_matmul(
@@ -255,6 +277,8 @@ def bias_grid(operand: int, *scales: int) -> Stored:
 @op(
     "QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)), weights=(3,), constants=(1, 4, 6),
     stored=(on_grid(3, 4, 5), bias_grid(8, 1, 4)),
+    axes="n (group c) _*, , , (group channel) c _*, (group channel), (group channel), , , (group channel) "
+    "-> n (group channel) _*",
 )  # fmt: skip
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",

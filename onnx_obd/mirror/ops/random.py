@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 
+from onnx_obd.mirror.axes import ELEMENTWISE
 from onnx_obd.mirror.registry import DType, Floats, Ints, Like, OutputCount, Seed, family
 from onnx_obd.mirror.second import elementwise
 
 random_op = family(random=True, differentiable=False)
-dropout_op = family(random=True, second=elementwise)
+dropout_op = family(random=True, second=elementwise, axes=ELEMENTWISE)
 
 
 def _generator(seed: float, device: torch.device) -> torch.Generator:

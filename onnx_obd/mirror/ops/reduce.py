@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from onnx_obd.mirror.axes import along, reduced
 from onnx_obd.mirror.registry import Ints, op
 from onnx_obd.mirror.second import movement, multilinear, reduction
 
@@ -26,8 +27,8 @@ def reducing(name: str, axes_attribute: tuple[int, ...], axes_input: tuple[int, 
                 return kernel(data.unsqueeze(-1), (-1,), False)
             return kernel(data, dims, bool(keepdims))
 
-        op(name, *axes_attribute, second=second)(with_attribute)
-        op(name, *axes_input, second=second)(with_input)
+        op(name, *axes_attribute, second=second, axes=reduced)(with_attribute)
+        op(name, *axes_input, second=second, axes=reduced)(with_input)
         return kernel
 
     return register
@@ -102,12 +103,12 @@ def reduce_log_sum_exp(x, dims, keepdim):
     return _through_float(lambda v: v.logsumexp(dims, keepdim=keepdim), x)
 
 
-@op("CumSum", 11, 14, second=movement)
+@op("CumSum", 11, 14, second=movement, axes=along("axis"))
 def cumsum(x, axis: Ints, *, exclusive=0, reverse=0):
     return _running(torch.cumsum, x, axis[0], exclusive, reverse, 0)
 
 
-@op("CumProd", 26, second=multilinear)
+@op("CumProd", 26, second=multilinear, axes=along("axis"))
 def cumprod(x, axis: Ints, *, exclusive=0, reverse=0):
     return _running(torch.cumprod, x, axis[0], exclusive, reverse, 1)
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onnx_obd.mirror.axes import Node, names, spelled_shape
 from onnx_obd.mirror.registry import Floats, Ints, op
 from onnx_obd.mirror.second import Call
 
@@ -113,6 +114,12 @@ class _Resampling:
         return h
 
 
+def _resized_axes(node: Node) -> str:
+    pairs = zip(names(node.rank), node.inputs[0].shape, node.outputs[0].shape, strict=True)
+    own = " ".join(name if before == after else "_" for name, before, after in pairs)
+    return f"{own} -> {own}"
+
+
 def _resampling_op(name: str, *since: int) -> Callable:
     """Register the operator whose function, with the signature of the schema, says by which resampling it works."""
 
@@ -124,7 +131,7 @@ def _resampling_op(name: str, *since: int) -> Callable:
         def second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             return [resampling(*call.inputs, **call.attributes).second(h[0])]
 
-        op(name, *since, second=second)(run)
+        op(name, *since, second=second, axes=_resized_axes, spelled=spelled_shape("sizes"))(run)
         return resampling
 
     return register

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from onnx_obd.mirror.axes import along
 from onnx_obd.mirror.registry import op
 from onnx_obd.mirror.second import Call
 
@@ -34,7 +35,7 @@ def _softmax_h(y, h, axis):
     return (square * (h * (1 - 2 * y) + (square * h).sum(axis, keepdim=True)),)
 
 
-@op("Softmax", 13, second=_softmax_second, distribution=_logits)
+@op("Softmax", 13, second=_softmax_second, distribution=_logits, axes=along("axis"))
 def softmax(input, *, axis=-1):
     if input.dtype == torch.float16:  # ONNX defines it step by step, and half precision shows every rounding
         exponential = (input - input.detach().amax(axis, keepdim=True)).exp()
@@ -52,7 +53,7 @@ def _softmax_1_second(call: Call, h):
     return (found.reshape(h[0].shape),)
 
 
-@op("Softmax", 1, 11, second=_softmax_1_second, distribution=_logits_1)
+@op("Softmax", 1, 11, second=_softmax_1_second, distribution=_logits_1, axes=along("axis", rest=True))
 def softmax_1(input, *, axis=1):
     return torch.softmax(_rows(input, axis), -1).reshape(input.shape)
 
@@ -67,7 +68,7 @@ def _log_softmax_second(call: Call, h):
     return _log_softmax_h(call.outputs[0], h[0], call.attributes.get("axis", -1))
 
 
-@op("LogSoftmax", 13, second=_log_softmax_second, distribution=_logits)
+@op("LogSoftmax", 13, second=_log_softmax_second, distribution=_logits, axes=along("axis"))
 def log_softmax(input, *, axis=-1):
     return torch.log_softmax(input, axis)
 
@@ -78,16 +79,16 @@ def _log_softmax_1_second(call: Call, h):
     return (found.reshape(h[0].shape),)
 
 
-@op("LogSoftmax", 1, 11, second=_log_softmax_1_second, distribution=_logits_1)
+@op("LogSoftmax", 1, 11, second=_log_softmax_1_second, distribution=_logits_1, axes=along("axis", rest=True))
 def log_softmax_1(input, *, axis=1):
     return torch.log_softmax(_rows(input, axis), -1).reshape(input.shape)
 
 
-@op("Hardmax", 13, differentiable=False)
+@op("Hardmax", 13, differentiable=False, axes=along("axis"))
 def hardmax(input, *, axis=-1):
     return torch.zeros_like(input).scatter(axis, input.argmax(axis, keepdim=True), 1)
 
 
-@op("Hardmax", 1, 11, differentiable=False)
+@op("Hardmax", 1, 11, differentiable=False, axes=along("axis", rest=True))
 def hardmax_1(input, *, axis=1):
     return hardmax(_rows(input, axis)).reshape(input.shape)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from onnx_obd.mirror.axes import ELEMENTWISE
 from onnx_obd.mirror.registry import family, op
 from onnx_obd.mirror.second import elementwise, reduction
 
-elementwise_op = family(second=elementwise)
-step_op = family(differentiable=False)  # constant between its jumps
+elementwise_op = family(second=elementwise, axes=ELEMENTWISE)
+step_op = family(differentiable=False, axes=ELEMENTWISE)  # constant between its jumps
 
 
 @elementwise_op("Neg", 1, 6, 13)

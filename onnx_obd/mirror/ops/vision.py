@@ -14,12 +14,12 @@ from onnx_obd.mirror.second import Call, movement
 _MODES = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "bicubic": "bicubic", "cubic": "bicubic"}
 
 
-@op("GridSample", 16)
+@op("GridSample", 16, axes="n c _*, n _* -> n c _*")
 def grid_sample_16(x, grid, *, align_corners=0, mode="bilinear", padding_mode="zeros"):
     return grid_sample(x, grid, align_corners=align_corners, mode=mode, padding_mode=padding_mode)
 
 
-@op("GridSample", 20, 22)
+@op("GridSample", 20, 22, axes="n c _*, n _* -> n c _*")
 def grid_sample(x, grid, *, align_corners=0, mode="linear", padding_mode="zeros"):
     return F.grid_sample(x, grid, _MODES[mode], padding_mode, bool(align_corners))
 
@@ -82,7 +82,7 @@ def _overlap(low, high, index):
     return torch.where(union > 0, common / union, 0)
 
 
-@op("MaxRoiPool", 1, 22, second=movement)
+@op("MaxRoiPool", 1, 22, second=movement, axes="_ c _ _, _ _ -> _ c _ _")
 def max_roi_pool(x, rois, *, pooled_shape, spatial_scale=1.0):
     """The maximum in each cell of a grid laid over each region (image, x1, y1, x2, y2); 0 where a cell is outside."""
     height, width = x.shape[2:]
@@ -95,7 +95,7 @@ def max_roi_pool(x, rois, *, pooled_shape, spatial_scale=1.0):
     return torch.cat(found)
 
 
-@op("RoiAlign", 10)
+@op("RoiAlign", 10, axes="_ c _ _, _ _, _ -> _ c _ _")
 def roi_align_10(
     x, rois, batch_indices, *, mode="avg", output_height=1, output_width=1, sampling_ratio=0, spatial_scale=1.0
 ):
@@ -106,7 +106,7 @@ def roi_align_10(
     )  # fmt: skip
 
 
-@op("RoiAlign", 16, 22)
+@op("RoiAlign", 16, 22, axes="_ c _ _, _ _, _ -> _ c _ _")
 def roi_align(
     x, rois, batch_indices, *, coordinate_transformation_mode="half_pixel", mode="avg", output_height=1,
     output_width=1, sampling_ratio=0, spatial_scale=1.0,

@@ -1,0 +1,183 @@
+"""Removing units: every tensor loses the slices, and what spells a size follows. The graph stays what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from onnx_obd.errors import ModelError, UsageError
+from onnx_obd.graph.weights import Path, holder, read_tensor, scopes
+from onnx_obd.surgery.shrink_arithmetic import Edits
+from onnx_obd.surgery.shrink_parameters import CannotShrink, size_edits
+from onnx_obd.units.find import Kept, Unit, UnitMap
+
+Tensor = TensorProto | onnx.SparseTensorProto | AttributeProto
+
+
+def shrink(proto: onnx.ModelProto, units: UnitMap, removed: Collection[Unit]) -> onnx.ModelProto:
+    """The model without these units: a copy whose tensors are smaller, with the same nodes, names, inputs and outputs.
+
+    If the weights of ``TensorSlice.summed`` slices of the removed units are zero in ``proto``, the result computes
+    what ``proto`` does; otherwise what the units contributed is missing.
+
+    Args:
+        proto: the model that ``units`` were found in; its weights may have changed since, its shapes not.
+        removed: units of ``units``; of every family one at least must stay.
+
+    Raises:
+        UsageError: an axis would be left without indices, or a unit is not one of ``units``.
+        CannotShrink: a size is spelled where it cannot be changed.
+    """
+    _check(units, removed)
+    kept = units.kept(removed)
+    edits = size_edits(units.trace, kept)
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    _cut_tensors(result, units, kept, edits)
+    for (path, name), value in edits.attributes.items():
+        _set_attribute(_node(result, path), name, value)
+    for (path, position), numbers in edits.own.items():
+        _give_own(result, path, position, numbers)
+    _mend_shapes(result, units, kept)
+    return result
+
+
+def _check(units: UnitMap, removed: Collection[Unit]) -> None:
+    known = {unit.id: unit for unit in units.units}
+    if unknown := [unit for unit in removed if known.get(unit.id) != unit]:
+        raise UsageError(f"unit {unknown[0].id} is not one of this model's")
+    going = {unit.id for unit in removed}
+    for members in units.families().values():
+        if all(unit.id in going for unit in members):
+            tensor = members[0].slices[0].tensor
+            raise UsageError(f"all {len(members)} units of '{tensor}' would go; one at least must stay")
+
+
+# ---- stored tensors
+
+
+def _cut_tensors(proto: onnx.ModelProto, units: UnitMap, kept: Kept, edits: Edits) -> None:
+    for value, path in units.trace.stored.items():
+        masks = kept.value(value)
+        if all(mask.all() for mask in masks) and value not in edits.stored:
+            continue
+        target = holder(proto, path)
+        array = read_stored(target)
+        for axis, mask in enumerate(masks):
+            array = array.compress(mask, axis)
+        numbers = edits.stored.get(value)
+        replace_tensor(target, array if numbers is None else numbers.astype(array.dtype))
+
+
+def read_stored(target: Tensor) -> np.ndarray:
+    """The values of a stored tensor or of a Constant's attribute of any kind."""
+    if isinstance(target, AttributeProto) and target.type != AttributeProto.FLOATS:
+        return np.array(onnx.helper.get_attribute_value(target))
+    return read_tensor(target)
+
+
+def replace_tensor(target: Tensor, array: np.ndarray) -> None:
+    """Another value, of another shape, in the fields and index form that hold the present one."""
+    if isinstance(target, AttributeProto):
+        _replace_attribute(target, array)
+    elif isinstance(target, onnx.SparseTensorProto):
+        flat = np.flatnonzero(array.reshape(-1).view(f"u{array.itemsize}"))
+        indices = flat if len(target.indices.dims) == 1 else np.stack(np.unravel_index(flat, array.shape), 1)
+        name = target.values.name
+        target.values.CopyFrom(numpy_helper.from_array(array.reshape(-1)[flat], name))
+        target.indices.CopyFrom(numpy_helper.from_array(indices.astype(np.int64)))
+        target.dims[:] = array.shape
+    else:
+        new = numpy_helper.from_array(np.array(array, order="C"), target.name)
+        if not target.HasField("raw_data") and target.data_type != TensorProto.STRING:
+            new = onnx.helper.make_tensor(target.name, target.data_type, array.shape, array.reshape(-1))
+        new.doc_string = target.doc_string
+        new.metadata_props.extend(target.metadata_props)
+        target.CopyFrom(new)
+
+
+def _replace_attribute(target: AttributeProto, array: np.ndarray) -> None:
+    match target.type:
+        case AttributeProto.INT:
+            target.i = int(array)
+        case AttributeProto.FLOAT:
+            target.f = float(array)
+        case AttributeProto.INTS:
+            target.ints[:] = array.reshape(-1).tolist()
+        case AttributeProto.FLOATS:
+            target.floats[:] = array.reshape(-1).tolist()
+        case _:
+            raise ModelError(f"attribute '{target.name}' holds no numbers")
+
+
+# ---- nodes
+
+
+def _node(proto: onnx.ModelProto, path: Path) -> onnx.NodeProto:
+    return _scope(proto, path).node[path[-1]]
+
+
+def _scope(proto: onnx.ModelProto, path: Path) -> onnx.GraphProto | onnx.FunctionProto:
+    """The graph or function that holds the node or tensor at ``path``."""
+    prefix = path[: -(3 if isinstance(path[-1], str) else 2)]
+    return next(scope for own, scope in scopes(proto) if own == prefix)
+
+
+def _set_attribute(node: onnx.NodeProto, name: str, value: int | list[int] | None) -> None:
+    """Set an attribute, or remove it (None)."""
+    for position, attribute in enumerate(node.attribute):
+        if attribute.name == name:
+            if attribute.ref_attr_name:
+                raise CannotShrink(f"node {node.op_type} '{node.name}': the caller of its function gives '{name}'")
+            del node.attribute[position]
+            break
+    if value is not None:
+        node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def _give_own(proto: onnx.ModelProto, path: Path, position: int, numbers: np.ndarray) -> None:
+    """A new initializer for an input of one node, beside what it reads now."""
+    graph, node = _scope(proto, path), _node(proto, path)
+    taken = {name for _, scope in scopes(proto) for name in _value_names(scope)}
+    name = f"{node.output[0]}_sizes"
+    while name in taken:
+        name += "_"
+    while len(node.input) <= position:
+        node.input.append("")
+    graph.initializer.append(numpy_helper.from_array(numbers, name))
+    node.input[position] = name
+
+
+def _value_names(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterable[str]:
+    if isinstance(scope, onnx.GraphProto):
+        yield from (value.name for value in (*scope.input, *scope.output, *scope.value_info))
+        yield from (tensor.name for tensor in scope.initializer)
+        yield from (tensor.values.name for tensor in scope.sparse_initializer)
+    for node in scope.node:
+        yield from node.input
+        yield from node.output
+
+
+# ---- declared shapes
+
+
+def _mend_shapes(proto: onnx.ModelProto, units: UnitMap, kept: Kept) -> None:
+    """Shapes declared for values of the main graph follow; those inside bodies that changed are dropped."""
+    graph, trace = proto.graph, units.trace
+    stored = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    for info in (*graph.value_info, *(value for value in graph.input if value.name in stored)):
+        masks = kept.value(trace.names.get(info.name, 0))
+        for dimension, mask in zip(info.type.tensor_type.shape.dim, masks, strict=False):
+            if not mask.all() and dimension.HasField("dim_value"):
+                dimension.dim_value = int(mask.sum())
+    touched = set()
+    for step in trace.steps:
+        path = step.step.path
+        if path and len(path) > 2 and any(not mask.all() for value in step.outputs for mask in kept.value(value)):
+            touched.add(path[:-2])
+    for path, scope in scopes(proto):
+        if path in touched:
+            del scope.value_info[:]

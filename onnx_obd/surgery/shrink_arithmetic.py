@@ -1,0 +1,120 @@
+"""Shape arithmetic run again for other shapes, and where each of its numbers comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from onnx_obd.errors import ModelError
+from onnx_obd.graph.weights import Path
+from onnx_obd.mirror.second import movement
+from onnx_obd.units.find import Kept
+from onnx_obd.units.trace import Trace, TracedStep, Value
+
+Reader = tuple[Path | None, str, int]
+"""One input of one node: where the node stands, its label, the position."""
+
+Sources = np.ndarray
+"""For each element the number of the stored element it is a copy of (see ``Arithmetic.places``), 0 if of none."""
+
+
+def reader_of(step: TracedStep, position: int) -> Reader:
+    return step.step.path, step.step.node, position
+
+
+@dataclass
+class Edits:
+    """What has to change beside the slices that go.
+
+    ``attributes``: (node, attribute) -> value, None to remove it. ``stored``: stored value -> its new numbers, without
+    the slices that go. ``own``: (node, input) -> the numbers that this node alone is to read there.
+    """
+
+    attributes: dict[tuple[Path, str], Any] = field(default_factory=dict)
+    stored: dict[Value, np.ndarray] = field(default_factory=dict)
+    own: dict[tuple[Path, int], np.ndarray] = field(default_factory=dict)
+
+
+class Arithmetic:
+    """The nodes whose results follow from constants and shapes, run with the shapes that are left.
+
+    ``values``: what could be computed, and the stored tensors it comes from. ``places``: the number of an element of a
+    stored tensor as one node reads it -> (stored value, reader, position).
+    """
+
+    def __init__(self, trace: Trace, kept: Kept, edits: Edits | None = None):
+        self.trace, self.kept, self.edits = trace, kept, edits or Edits()
+        self.values: dict[Value, torch.Tensor] = {}
+        self.places: dict[int, tuple[Value, Reader, int]] = {}
+        self._sources: dict[Value, Sources] = {}
+        self._read_as: dict[Reader, Sources] = {}
+        for value in trace.stored:
+            if value in trace.known:
+                self.values[value] = self._stored(value)
+        with torch.no_grad():
+            for step in trace.steps:
+                if step.folded and step.inputs:
+                    self._run(step)
+
+    def _stored(self, value: Value) -> torch.Tensor:
+        if value in self.edits.stored:
+            return torch.from_numpy(self.edits.stored[value])
+        tensor = self.trace.known[value]
+        for axis, kept in enumerate(self.kept.value(value)):
+            tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(kept)))
+        return tensor
+
+    def read(self, step: TracedStep, position: int) -> tuple[torch.Tensor | None, Sources]:
+        """What a node reads at an input, None if that is not known; and where its elements come from."""
+        value = step.inputs[position]
+        if (step.step.path, position) in self.edits.own:
+            tensor = torch.from_numpy(self.edits.own[step.step.path, position])
+            return tensor, np.zeros(tensor.numel(), np.int64)
+        tensor = self.values.get(value)
+        if tensor is None:
+            return None, np.zeros(0, np.int64)
+        if value not in self.trace.stored or tensor.is_floating_point():
+            return tensor, self._sources.get(value, np.zeros(tensor.numel(), np.int64))
+        reader = reader_of(step, position)
+        if reader not in self._read_as:
+            start = len(self.places) + 1
+            self.places.update({start + i: (value, reader, i) for i in range(tensor.numel())})
+            self._read_as[reader] = np.arange(start, start + tensor.numel())
+        return tensor, self._read_as[reader]
+
+    def _run(self, step: TracedStep) -> None:
+        operator, sources = step.step.operator, []
+        if operator.shape_only:
+            inputs: list[Any] = [_empty(self.kept.lengths(v)) if v in self.trace.axes else None for v in step.inputs]
+        else:
+            inputs, sources = zip(*(self.read(step, position) for position in range(len(step.inputs))), strict=True)
+            if any(value and tensor is None for value, tensor in zip(step.inputs, inputs, strict=True)):
+                return
+        try:
+            result = step.step(*inputs)
+        except ModelError:
+            return  # what it reads does not fit any more; whether that matters, the readers of its outputs say
+        self.values.update(
+            {v: tensor for v, tensor in zip(step.outputs, result, strict=False) if isinstance(tensor, torch.Tensor)}
+        )
+        if operator.second is movement and not operator.shape_only:
+            self._follow(step, inputs, sources)
+
+    def _follow(self, step: TracedStep, inputs: list[torch.Tensor], sources: list[Sources]) -> None:
+        """Where the elements of rearranged tensors come from: the same rearrangement of the numbers of theirs."""
+        joins = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in step.step.operator.parameters)
+        data = [
+            torch.from_numpy(source).reshape(tensor.shape)
+            if (joins or position == 0) and position not in step.step.host
+            else tensor
+            for position, (tensor, source) in enumerate(zip(inputs, sources, strict=True))
+        ]
+        for value, found in zip(step.outputs, step.step(*data), strict=False):
+            self._sources[value] = found.reshape(-1).to(torch.int64).numpy()
+
+
+def _empty(shape: list[int]) -> torch.Tensor:
+    return torch.empty(()).expand(shape)

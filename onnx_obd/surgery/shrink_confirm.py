@@ -1,0 +1,152 @@
+"""Trying out what was found: units that do not go cleanly are not offered.
+
+Some of every family are removed and the smaller model runs on the sample, in double precision; the original runs with
+what those units contribute left out of every sum. If the two disagree, or the smaller one does not run, the families
+are halved until those at fault are known.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from onnx_obd.errors import OnnxObdError
+from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.program import CallWithBodies, Program, Step
+from onnx_obd.mirror.values import is_float, plain
+from onnx_obd.surgery.shrink import shrink
+from onnx_obd.units.find import Frozen, Kept, Unit, UnitMap, find_units
+
+TOLERANCE = 1e-6
+"""In double precision, relative to the largest element."""
+
+SINGLE_TOLERANCE = 1e-3
+
+
+def confirmed_units(mirror: Mirror, inputs: Sequence[Any], *, share: float = 0.25, seed: int = 0) -> UnitMap:
+    """The units of ``find_units`` that were seen to go, on the sample ``inputs``; the others are among ``frozen``.
+
+    Args:
+        share: of every family, how much is removed to try.
+    """
+    units = find_units(mirror, inputs)
+    trial = _Trial(mirror, inputs, units, share, np.random.default_rng(seed))
+    faults = trial.faults(list(units.families()))
+    good = tuple(unit for unit in units.units if unit.family not in faults)
+    counts: dict[tuple, int] = defaultdict(int)
+    for unit in units.units:
+        if unit.family in faults:
+            counts[unit.kind, unit.nodes, faults[unit.family]] += 1
+    bad = tuple(Frozen(kind, nodes, count, reason) for (kind, nodes, reason), count in counts.items())
+    return replace(units, units=good, frozen=units.frozen + bad)
+
+
+@dataclass
+class _Trial:
+    mirror: Mirror
+    inputs: Sequence[Any]
+    units: UnitMap
+    share: float
+    generator: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.families = self.units.families()
+        self.exact = not self.mirror.boundaries  # onnxruntime runs those in the precision they were written for
+        self.reference = self._mirror(self.mirror.proto)
+
+    def _mirror(self, proto: onnx.ModelProto) -> Mirror:
+        mirror = Mirror(proto)
+        return mirror.double() if self.exact else mirror
+
+    def faults(self, families: Sequence[int]) -> dict[int, str]:
+        """The families that do not go, and why."""
+        families = [family for family in families if len(self.families[family]) > 1]
+        lonely = {family: "nothing would be left without it" for family, m in self.families.items() if len(m) == 1}
+        return lonely | self._halve(families)
+
+    def _halve(self, families: Sequence[int]) -> dict[int, str]:
+        if not families:
+            return {}
+        reason = self._try([unit for family in families for unit in self._some(self.families[family])])
+        if reason is None:
+            return {}
+        if len(families) == 1:
+            return {families[0]: reason}
+        middle = len(families) // 2
+        return self._halve(families[:middle]) | self._halve(families[middle:])
+
+    def _some(self, members: Sequence[Unit]) -> list[Unit]:
+        count = min(len(members) - 1, max(1, round(self.share * len(members))))
+        return [members[i] for i in sorted(self.generator.choice(len(members), count, replace=False))]
+
+    def _try(self, removed: Collection[Unit]) -> str | None:
+        """Why these do not go; None if they do."""
+        try:
+            smaller = self._mirror(shrink(self.mirror.proto, self.units, removed))
+            with torch.no_grad():
+                found = smaller.evaluate(self.inputs)
+        except OnnxObdError as error:
+            return str(error)
+        kept = self.units.kept(removed)
+        with torch.no_grad():
+            expected = without(self.reference, self.inputs, self.units, kept)
+        for name, ours, theirs in zip(self.mirror.output_names, found, expected, strict=True):
+            if not _close(ours, theirs, TOLERANCE if self.exact else SINGLE_TOLERANCE):
+                return f"output '{name}' is another one without it"
+        return None
+
+
+def _close(a: Any, b: Any, tolerance: float) -> bool:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return True
+    if a.shape != b.shape:
+        return False
+    if not is_float(a) or not a.numel():
+        return bool((a == b).all())
+    a, b = plain(a).nan_to_num(), plain(b).nan_to_num()
+    return float((a - b).abs().max()) <= tolerance * max(1e-30, float(b.abs().max()))
+
+
+Cuts = dict[tuple, list[tuple[int, int, torch.Tensor]]]
+"""Node -> (input, axis, mask of what is left out of the sum)."""
+
+
+def without(mirror: Mirror, inputs: Sequence[Any], units: UnitMap, kept: Kept) -> tuple:
+    """The outputs of the model at full size when what goes is left out of every sum over it."""
+    cuts: Cuts = defaultdict(list)
+    for traced in units.trace.steps:
+        for position, axis in traced.correspondence.summed:
+            mask = kept.value(traced.inputs[position])[axis]
+            if not mask.all():
+                cuts[traced.step.path, traced.step.node].append((position, axis, torch.from_numpy(~mask)))
+    program = _cut(mirror.program, cuts).with_release()
+    return program.finish(mirror.start(inputs, program))
+
+
+def _cut(program: Program, cuts: Cuts) -> Program:
+    steps = tuple(_cut_step(step, cuts) for step in program.steps)
+    return Program(program.inputs, program.outputs, steps, program.template, program.no_steps)
+
+
+def _cut_step(step: Step, cuts: Cuts) -> Step:
+    if step.bodies:
+        call: CallWithBodies = step.call
+        bodies = {name: (_cut(program, cuts), count) for name, (program, count) in call.bodies.items()}
+        return replace(step, call=CallWithBodies(call.function, call.own_inputs, bodies))
+    own = cuts.get((step.path, step.node))
+    return step if own is None else replace(step, call=partial(_call_without, step.call, own))
+
+
+def _call_without(call: Callable, cuts: Sequence[tuple[int, int, torch.Tensor]], *values: Any) -> Any:
+    values = list(values)
+    for position, axis, mask in cuts:
+        value = plain(values[position])
+        values[position] = value.masked_fill(mask.view(-1, *[1] * (value.dim() - 1 - axis)), 0)
+    return call(*values)

@@ -1,0 +1,149 @@
+"""What spells the sizes of axes - shapes, split points, group counts - and what it has to say once units are gone.
+
+A size may be spelled by an attribute, by a stored tensor that a node reads, or by one element of a stored tensor that
+reaches the node through shape arithmetic (``Concat(Shape(x)[0], 12, 64)`` into a Reshape). The arithmetic is run again
+with the new shapes; where it then gives something else than the node needs, the stored element it came from is
+changed, and the arithmetic is run once more to see that this was enough.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from onnx_obd.errors import ModelError
+from onnx_obd.graph.weights import Path
+from onnx_obd.mirror.axes import ShrunkNode
+from onnx_obd.surgery.shrink_arithmetic import Arithmetic, Edits, Reader, reader_of
+from onnx_obd.units.find import Kept
+from onnx_obd.units.trace import Trace, TracedStep, Value
+
+
+class CannotShrink(ModelError):
+    """A size is spelled where it cannot be changed."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a node has to read at an input."""
+
+    step: TracedStep
+    position: int
+    numbers: list[int]
+
+    @property
+    def value(self) -> Value:
+        return self.step.inputs[self.position] if self.position < len(self.step.inputs) else 0
+
+    @property
+    def where(self) -> str:
+        return f"node {self.step.step.node}: parameter {self.position}"
+
+
+def size_edits(trace: Trace, kept: Kept) -> Edits:
+    """The edits that make every node spell the sizes that are left.
+
+    Raises:
+        CannotShrink: two nodes need different things of one number, or a number cannot be changed where it comes from.
+    """
+    edits, required = Edits(), []
+    for step in trace.steps:
+        required += _of_step(step, trace, kept, edits)
+    for requirement in [r for r in required if r.value == 0]:
+        required.remove(requirement)
+        edits.own[_node_path(requirement.step, requirement.where), requirement.position] = np.array(requirement.numbers)
+    arithmetic = Arithmetic(trace, kept)
+    _change(trace, arithmetic, _changes(arithmetic, required), edits)
+    arithmetic = Arithmetic(trace, kept, edits)
+    for requirement in required:
+        numbers, _ = arithmetic.read(requirement.step, requirement.position)
+        if numbers is None or numbers.reshape(-1).tolist() != requirement.numbers:
+            raise CannotShrink(f"{requirement.where} is computed in a way that cannot be followed")
+    return edits
+
+
+def shrunk_node(step: TracedStep, kept: Kept) -> ShrunkNode:
+    node = step.node
+    inputs, outputs = ([kept.value(value) for value in values] for values in (step.inputs, step.outputs))
+    return ShrunkNode(node.operator, node.attributes, node.inputs, node.outputs, node.constant, inputs, outputs)
+
+
+def _of_step(step: TracedStep, trace: Trace, kept: Kept, edits: Edits) -> Iterator[Requirement]:
+    """What the parameters of one node must be; those that are attributes go into the edits."""
+    operator, found = step.step.operator, {}
+    for name, axis in step.correspondence.names.items():
+        if name in operator.keywords and step.node.get(name) and not kept.axis(axis).all():
+            found[name] = int(kept.axis(axis).sum())
+    if operator.spelled is not None:
+        found |= operator.spelled(shrunk_node(step, kept))
+    positions = {parameter.name: i for i, parameter in enumerate(operator.parameters)}
+    for name, new in found.items():
+        old = step.node.get(name)
+        old = list(old) if isinstance(old, tuple) else old
+        if name in operator.keywords:
+            if new != old:
+                _set_attribute(edits, step, name, new)
+        elif isinstance(old, torch.Tensor) or new != old or step.inputs[positions[name]] in trace.known:
+            yield Requirement(step, positions[name], new)
+
+
+def _node_path(step: TracedStep, where: str) -> Path:
+    """Of a node that is to read a tensor of its own."""
+    if step.step.path is None or step.step.path[0] == "function":
+        raise CannotShrink(f"{where} stands in a function body")
+    return step.step.path
+
+
+def _set_attribute(edits: Edits, step: TracedStep, name: str, new: Any) -> None:
+    if step.step.path is None:
+        raise CannotShrink(f"node {step.step.node}: '{name}' stands in a function that ONNX defines")
+    if edits.attributes.setdefault((step.step.path, name), new) != new:
+        raise CannotShrink(f"node {step.step.node}: '{name}' would have to differ between two calls of its function")
+
+
+Changes = dict[Value, dict[Reader, dict[int, int]]]
+"""Stored value -> one that reads it -> position -> the number it must find there."""
+
+
+def _changes(arithmetic: Arithmetic, required: Sequence[Requirement]) -> Changes:
+    found: Changes = defaultdict(lambda: defaultdict(dict))
+    for requirement in required:
+        numbers, sources = arithmetic.read(requirement.step, requirement.position)
+        if numbers is None or numbers.numel() != len(requirement.numbers):
+            raise CannotShrink(f"{requirement.where} is computed from data")
+        for number, source, wanted in zip(numbers.reshape(-1).tolist(), sources, requirement.numbers, strict=True):
+            if (place := arithmetic.places.get(int(source))) is not None:
+                value, reader, index = place
+                if found[value][reader].setdefault(index, wanted) != wanted:
+                    raise CannotShrink(f"{requirement.where} shares a number with a node that needs another")
+            elif number != wanted:
+                raise CannotShrink(f"{requirement.where} is {number} where {wanted} is needed")
+    return found
+
+
+def _change(trace: Trace, arithmetic: Arithmetic, changes: Changes, edits: Edits) -> None:
+    """Change stored tensors as their readers need them; where they differ, those that need a change get their own."""
+    readers: dict[Value, dict[Reader, TracedStep]] = defaultdict(dict)
+    for step in trace.steps:
+        for position, value in enumerate(step.inputs):
+            if value in changes:
+                readers[value][reader_of(step, position)] = step
+    for value, by_reader in changes.items():
+        old = arithmetic.values[value]
+        wanted = {reader: old.clone() for reader in readers[value]}
+        for reader, numbers in by_reader.items():
+            for index, number in numbers.items():
+                wanted[reader].view(-1)[index] = number
+        changed = {reader: numbers for reader, numbers in wanted.items() if not torch.equal(numbers, old)}
+        first = next(iter(wanted.values()))
+        if changed and all(torch.equal(numbers, first) for numbers in wanted.values()):
+            edits.stored[value] = first.numpy()
+            continue
+        for reader, numbers in changed.items():
+            where = f"node {reader[1]}: parameter {reader[2]}"
+            edits.own[_node_path(readers[value][reader], where), reader[2]] = numbers.numpy()

@@ -1,0 +1,263 @@
+"""A run of the mirror on one sample, followed atom by atom.
+
+Every tensor stored in the model is born with an atom for each index of each axis; what the nodes do to the axes unites,
+divides and freezes them. The bodies of If, Loop and Scan are followed on their first run; a branch that is not taken
+freezes what it captures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from onnx_obd.graph.weights import Path
+from onnx_obd.mirror.axes import ELEMENTWISE, MOVED, Node, parse
+from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.program import BoundBody, CallWithBodies, Program, Step
+from onnx_obd.mirror.second import elementwise
+from onnx_obd.units.apply import Application, Correspondence, Unreadable, moved
+from onnx_obd.units.atoms import Atoms, Axis, bare
+
+SMALL = 4096
+"""Values up to this many elements are kept if they follow from constants and shapes: they may spell sizes."""
+
+Value = int
+"""The number of a value in a trace; 0 for an absent one. Bodies have values of their own, what they capture has not."""
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One node as it ran. ``folded``: its outputs follow from constants and shapes alone."""
+
+    step: Step
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    node: Node
+    correspondence: Correspondence
+    folded: bool
+
+
+@dataclass
+class Trace:
+    """What is known after the run.
+
+    ``axes``: value -> its axes. ``stored``: value -> where in the ModelProto its tensor stands. ``known``: value ->
+    the small tensors that follow from constants and shapes. ``consumed``: the axes (value, axis) of stored tensors
+    that a node sums over.
+    """
+
+    atoms: Atoms = field(default_factory=Atoms)
+    steps: list[TracedStep] = field(default_factory=list)
+    axes: dict[Value, list[Axis]] = field(default_factory=dict)
+    stored: dict[Value, Path] = field(default_factory=dict)
+    names: dict[str, Value] = field(default_factory=dict)
+    known: dict[Value, torch.Tensor] = field(default_factory=dict)
+    variable: set[Value] = field(default_factory=set)
+    consumed: set[tuple[Value, int]] = field(default_factory=set)
+
+    def value(self) -> Value:
+        self._count += 1
+        return self._count
+
+    _count: int = 0
+
+    def freeze(self, values: Sequence[Value], why: str) -> None:
+        for value in values:
+            for axis in self.axes.get(value, ()):
+                self.atoms.freeze(axis, why)
+
+
+def trace(mirror: Mirror, inputs: Sequence[Any]) -> Trace:
+    """Run the mirror on ``inputs`` (as for calling it) and follow the atoms of every stored tensor."""
+    return _Tracer(mirror).run(inputs)
+
+
+class _Tracer:
+    def __init__(self, mirror: Mirror):
+        self.mirror, self.found = mirror, Trace()
+        self.atoms = self.found.atoms
+        self.followed: set[tuple[Value, str]] = set()
+
+    def run(self, inputs: Sequence[Any]) -> Trace:
+        found, program = self.found, self.mirror.program.with_release()
+        env = self.mirror.start(inputs, program)
+        ids = [0] * len(env)
+        computed = {slot for step in program.steps for slot in step.outputs}
+        for slot, path in self.mirror.stored_slots().items():
+            if slot not in computed:  # integers stand behind a step from the parameter that holds their values
+                ids[slot] = self._store(env[slot], path)
+        for name, slot in zip(self.mirror.input_names, program.inputs, strict=True):
+            ids[slot] = self._opaque(env[slot], f"graph input '{name}'")
+            found.variable.add(ids[slot])
+        with torch.no_grad():
+            self._program(program, env, ids)
+        for name, slot in zip(self.mirror.output_names, program.outputs, strict=True):
+            found.freeze([ids[slot]], f"graph output '{name}'")
+        found.names = {name: ids[slot] for name, slot in self.mirror.value_names.items() if ids[slot]}
+        return found
+
+    # ---- values
+
+    def _store(self, value: Any, path: Path) -> Value:
+        number = self.found.value()
+        self.found.stored[number] = path
+        if isinstance(value, torch.Tensor):
+            self.found.axes[number] = [
+                self.atoms.born(length, frozenset({(number, axis)})) for axis, length in enumerate(value.shape)
+            ]
+            self._keep(number, value)
+        return number
+
+    def _opaque(self, value: Any, why: str) -> Value:
+        number = self.found.value()
+        if isinstance(value, torch.Tensor):
+            self.found.axes[number] = [bare(length, why) for length in value.shape]
+        return number
+
+    def _keep(self, number: Value, value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.numel() <= SMALL and number not in self.found.variable:
+            self.found.known[number] = value.detach()
+
+    # ---- programs
+
+    def _program(self, program: Program, env: list, ids: list[Value]) -> None:
+        for step in program.steps:
+            values = step.read_host([env[slot] for slot in step.inputs])
+            sources = tuple(ids[slot] for slot in step.inputs)
+            if step.bodies:
+                result, outputs = self._with_bodies(step, values, sources)
+            else:
+                result = step.call(*values)
+                result = result if isinstance(result, tuple) else (result,)
+                outputs = self._step(step, values, sources, result)
+            for slot, value, number in zip(step.outputs, result, outputs, strict=False):
+                env[slot], ids[slot] = value, number if slot else 0
+            for slot in step.release:
+                env[slot] = None
+
+    def _with_bodies(self, step: Step, values: Sequence[Any], sources: tuple[Value, ...]) -> tuple[tuple, list[Value]]:
+        call: CallWithBodies = step.call
+        own, bodies = call.split(values)
+        count, captured = call.own_inputs, {}
+        for name, (_, number) in call.bodies.items():
+            captured[name] = sources[count : count + number]
+            count += number
+        followed = {name: _Followed(self, body, captured[name]) for name, body in bodies.items()}
+        result = call.function(*own, **followed)
+        why = f"node {step.node}"
+        self.found.freeze(sources[: call.own_inputs], why)
+        for name, body in followed.items():
+            if not body.ran:
+                self.found.freeze(captured[name], f"{why}: its {name} does not run on the sample")
+        result = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        outputs = [self._opaque(value, why) for value in result]
+        self.found.variable.update(outputs)
+        return result, outputs
+
+    # ---- nodes
+
+    def _step(self, step: Step, values: Sequence[Any], sources: tuple[Value, ...], result: tuple) -> list[Value]:
+        found = self.found
+        constant = [number not in found.variable for number in sources]
+        node = Node(step.operator, step.attributes, tuple(values), result, constant)
+        folded = not step.operator.random and (step.operator.shape_only or all(constant))
+        for position in step.host:
+            if position < len(sources):
+                found.freeze([sources[position]], f"node {step.node} reads it as a parameter")
+        axes, correspondence = self._axes(step, node, sources)
+        outputs = []
+        for value, of_value in zip(result, axes, strict=True):
+            number = found.value()
+            outputs.append(number)
+            if of_value is not None:
+                found.axes[number] = of_value
+            if not folded:
+                found.variable.add(number)
+            self._keep(number, value)
+        if step.path and not step.inputs and isinstance(result[0], torch.Tensor) and folded:
+            outputs = [self._constant_node(step, result[0])]
+        found.consumed |= correspondence.consumed
+        found.steps.append(TracedStep(step, sources, tuple(outputs), node_without_values(node), correspondence, folded))
+        return outputs
+
+    def _constant_node(self, step: Step, value: torch.Tensor) -> Value:
+        name = next(name for name in step.attributes if "value" in name)
+        return self._store(value, (*step.path, name))
+
+    def _axes(
+        self, step: Step, node: Node, sources: tuple[Value, ...]
+    ) -> tuple[list[list[Axis] | None], Correspondence]:
+        operator, axes = step.operator, [self.found.axes.get(number) for number in sources]
+        axes = [None if position in step.host else of_value for position, of_value in enumerate(axes)]
+        rule = operator.axes or (ELEMENTWISE if operator.second is elementwise else None)
+        rule = rule(node) if isinstance(rule, Callable) else rule
+        try:
+            if rule is not None and rule.startswith(MOVED):
+                return self._moved(step, node, axes, rule.removeprefix(MOVED))
+            if rule is not None:
+                return Application(self.atoms, parse(rule), node, step.node, axes).run()
+        except Unreadable as error:
+            why = f"node {step.node}: {error}"
+        else:
+            why = f"node {step.node} has no rule for its axes"
+        self.found.freeze(() if operator.shape_only else sources, why)
+        return [self._bare(value, why) for value in node.outputs], Correspondence()
+
+    def _moved(self, step: Step, node: Node, axes: list, rest: str) -> tuple[list[list[Axis] | None], Correspondence]:
+        """The first input's axes by running, what ``rest`` says of the others."""
+        outputs = moved(self.atoms, node, step.call, step.node, axes)
+        if not rest:
+            return outputs, Correspondence()
+        others, correspondence = Application(self.atoms, parse(rest), node, step.node, [None, *axes[1:]]).run()
+        for mine, theirs in zip(outputs, others, strict=True):
+            for position, axis in enumerate(theirs or ()):
+                if axis.labelled:
+                    mine[position] = self.atoms.unite(mine[position], axis, f"node {step.node}")
+        return outputs, correspondence
+
+    def _bare(self, value: Any, why: str) -> list[Axis] | None:
+        return [bare(length, why) for length in value.shape] if isinstance(value, torch.Tensor) else None
+
+
+class _Followed:
+    """A body that is followed the first time it runs."""
+
+    def __init__(self, tracer: _Tracer, body: BoundBody, captured: Sequence[Value]):
+        self.tracer, self.body, self.captured, self.ran = tracer, body, captured, False
+
+    @property
+    def no_steps(self) -> tuple:
+        return self.body.no_steps
+
+    def __call__(self, *inputs: Any) -> tuple:
+        if self.ran:
+            return self.body(*inputs)
+        self.ran, program, tracer = True, self.body.program, self.tracer
+        env = program.start((*inputs, *self.body.captured))
+        ids = [0] * len(env)
+        own = [tracer._opaque(value, "input of a body") for value in inputs]
+        tracer.found.variable.update(own)
+        for slot, number in zip(program.inputs, (*own, *self.captured), strict=True):
+            ids[slot] = number
+        tracer._program(program, env, ids)
+        tracer.found.freeze([ids[slot] for slot in program.outputs], "output of a body")
+        return tuple(env[slot] for slot in program.outputs)
+
+
+def node_without_values(node: Node) -> Node:
+    """The node with shapes instead of tensors: what is kept when it has run."""
+
+    def shape(value: Any, keep: bool = False) -> Any:
+        if not isinstance(value, torch.Tensor) or (keep and value.numel() <= SMALL):
+            return value
+        return torch.empty(()).expand(value.shape)
+
+    inputs = tuple(map(shape, node.inputs, node.constant))
+    return Node(node.operator, node.attributes, inputs, tuple(map(shape, node.outputs)), node.constant)
+
+
+def body_names(step: Step) -> Mapping[str, Any]:
+    return dict(step.call.bodies) if step.bodies else {}

@@ -1,0 +1,51 @@
+"""The test of truth for shrinking: with the consumers' weights of the removed units zeroed, original and shrunk model
+agree in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnx_obd.graph.weights import holder
+from onnx_obd.surgery.shrink import read_stored, replace_tensor
+from onnx_obd.units.find import Unit
+
+
+def zero_consumers(proto: onnx.ModelProto, removed: Collection[Unit]) -> onnx.ModelProto:
+    """The model with zeros wherever a stored tensor is summed over an index that goes.
+
+    A unit that is summed over between two activations alone (a dimension of queries and keys) has no such tensor: what
+    produces it is zeroed instead.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for unit in removed:
+        for piece in [piece for piece in unit.slices if piece.summed] or unit.slices:
+            target = holder(result, piece.path)
+            array = np.array(read_stored(target))
+            array[(slice(None),) * piece.axis + (list(piece.indices),)] = 0
+            replace_tensor(target, array)
+    return result
+
+
+def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def some_of_each(units: Sequence[Unit], share: float, seed: int = 0) -> list[Unit]:
+    """That share of every family, at random, one at least staying."""
+    generator, families = np.random.default_rng(seed), {}
+    for unit in units:
+        families.setdefault(unit.family, []).append(unit)
+    found = []
+    for members in families.values():
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        found += [members[i] for i in sorted(generator.choice(len(members), count, replace=False))]
+    return found
