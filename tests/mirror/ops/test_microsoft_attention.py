@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from onnx import parser
 
-from tests.mirror.harness import case, check, rand, second_of_weights
+from tests.mirror.harness import case, check, rand, run_onnxruntime, second_of_weights
 
 microsoft = partial(case, domain="com.microsoft", exact_second=False)
 
@@ -54,6 +55,14 @@ CASES = [
     microsoft("MultiHeadAttention", 1, rand(BATCH, LENGTH, HIDDEN), rand(BATCH, HEADS, 4, SIZE),
               rand(BATCH, HEADS, 4, SIZE), num_heads=HEADS),
 ]  # fmt: skip
+# queries, keys and values side by side for every head are not for the CPU: the same as apart
+Q, K, V = (rand(BATCH, LENGTH, HIDDEN) for _ in range(3))
+APART_CASE = microsoft("MultiHeadAttention", 1, Q, K, V, num_heads=HEADS)
+SIDE_BY_SIDE = np.stack([value.reshape(BATCH, LENGTH, HEADS, SIZE) for value in (Q, K, V)], 3)
+CASES += [
+    replace(APART_CASE, inputs=inputs, expected=tuple(run_onnxruntime(APART_CASE)))
+    for inputs in [(SIDE_BY_SIDE,), (Q, SIDE_BY_SIDE[:, :, :, 1:].copy())]
+]
 CASES.append(microsoft("RotaryEmbedding", 1, rand(BATCH, LENGTH, HIDDEN), np.array([2]), rand(6, 2), rand(6, 2)))
 CASES += [
     microsoft("RotaryEmbedding", 1, rand(BATCH, HEADS, LENGTH, SIZE), np.array([[0, 1, 4], [2, 3, 5]]), rand(6, 2),

@@ -12,7 +12,7 @@ import torch
 
 from tests.mirror.harness import Case, case, check, rand, run_onnxruntime, second_of_weights
 
-STEPS, BATCH, INPUT, HIDDEN = 6, 3, 2, 4
+STEPS, BATCH, INPUT, HIDDEN = 6, 3, 2, 3
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
