@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,12 @@ from onnx_obd.mirror.second import elementwise, viewed
 elementwise_op = family(second=elementwise, axes=ELEMENTWISE)
 
 
-@elementwise_op("Relu", 1, 6, 13, 14)
+@elementwise_op("Relu", 1, 6, 13, 14, in_place=torch.relu_)
 def relu(x):
     return torch.relu(x)
 
 
-@elementwise_op("LeakyRelu", 1, 6, 16)
+@elementwise_op("LeakyRelu", 1, 6, 16, in_place=lambda x, *, alpha=0.01: F.leaky_relu_(x, alpha))
 def leaky_relu(x, *, alpha=0.01):
     return F.leaky_relu(x, alpha)
 
@@ -81,7 +82,7 @@ def hard_sigmoid(x, *, alpha=0.2, beta=0.5):
     return (alpha * x + beta).clamp(0, 1)
 
 
-@elementwise_op("HardSwish", 14, 22)
+@elementwise_op("HardSwish", 14, 22, in_place=partial(F.hardswish, inplace=True))
 def hard_swish(x):
     return F.hardswish(x)
 
@@ -116,12 +117,12 @@ def shrink(x, *, bias=0.0, lambd=0.5):
     return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, 0))
 
 
-@elementwise_op("Sigmoid", 1, 6, 13, distribution="bernoulli")
+@elementwise_op("Sigmoid", 1, 6, 13, distribution="bernoulli", in_place=torch.sigmoid_)
 def sigmoid(x):
     return torch.sigmoid(x)
 
 
-@elementwise_op("Tanh", 1, 6, 13)
+@elementwise_op("Tanh", 1, 6, 13, in_place=torch.tanh_)
 def tanh(x):
     return torch.tanh(x)
 
@@ -141,8 +142,12 @@ def clip(x, minimum=None, maximum=None):
     return torch.clamp(x, minimum, maximum)
 
 
-@elementwise_op("Clip", 6)
-def clip_6(x, *, min=-3.4028234663852886e38, max=3.4028234663852886e38):
+_LOWEST = -3.4028234663852886e38
+"""The least finite float32."""
+
+
+@elementwise_op("Clip", 6, in_place=lambda x, *, min=_LOWEST, max=-_LOWEST: torch.clamp_(x, min, max))
+def clip_6(x, *, min=_LOWEST, max=-_LOWEST):
     return torch.clamp(x, min, max)
 
 

@@ -21,8 +21,9 @@ def align(a, b, *, axis=None, broadcast=0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def binary(
-    name: str, *since: int, old: tuple[int, ...] = (), second: SecondRule | None = None, **traits: Any
-) -> Callable[[Callable], Callable]:
+    name: str, *since: int, old: tuple[int, ...] = (), second: SecondRule | None = None,
+    in_place: Callable | None = None, **traits: Any,
+) -> Callable[[Callable], Callable]:  # fmt: skip
     """Register f(A, B) for ``since``, and for the versions ``old``, which had the attributes axis and broadcast."""
 
     def register(function: Callable) -> Callable:
@@ -31,22 +32,22 @@ def binary(
 
         if old:
             op(name, *old, second=second and viewed(align, second), axes=aligned, **traits)(with_axis)
-        return op(name, *since, second=second, axes=ELEMENTWISE, **traits)(function)
+        return op(name, *since, second=second, axes=ELEMENTWISE, in_place=in_place, **traits)(function)
 
     return register
 
 
-@binary("Add", 7, 13, 14, old=(1, 6), second=elementwise)
+@binary("Add", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.add_)
 def add(a, b):
     return a + b
 
 
-@binary("Sub", 7, 13, 14, old=(1, 6), second=elementwise)
+@binary("Sub", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.sub_)
 def sub(a, b):
     return a - b
 
 
-@binary("Mul", 7, 13, 14, old=(1, 6), second=elementwise)
+@binary("Mul", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.mul_)
 def mul(a, b):
     return a * b
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
@@ -86,7 +87,7 @@ def gemm_axes(node: Node) -> str:
 @op(
     "Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, sample_squares=_gemm_sample_squares, weights=(0, 1),
     axes=gemm_axes,
-)  # fmt: skip
+)
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
     b = b.mT if transB else b
