@@ -148,10 +148,15 @@ def _fails_in_one_line(function: Callable[..., None]) -> Callable[..., None]:
             _fail(_interrupted(kwargs.get("checkpoint")), EXIT_INTERRUPTED)
         except OnnxObdError as error:
             _fail(str(error), error.exit_code, kwargs.get("verbose"))
+        except click.ClickException:
+            raise
         except MemoryError:
             _fail("out of memory; use --samples or --batch-size to take less at once", 1, kwargs.get("verbose"))
         except OSError as error:
             _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1, kwargs.get("verbose"))
+        except Exception as error:  # a defect of ours: still one line
+            what = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+            _fail(f"unexpected {what}; please report it with the output of -v", 1, kwargs.get("verbose"))
 
     return run
 
@@ -219,11 +224,20 @@ WHAT_SPARSITY_BUYS = (
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--units", is_flag=True, help="What could be removed whole: channels, neurons, heads.")
+@click.option("--data", metavar="PATH", help="A sample for --units, where made-up inputs do not fit the model.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="A traceback when something fails.")
 @_fails_in_one_line
-def inspect(model: Path, as_json: bool, verbose: bool) -> None:
+def inspect(model: Path, units: bool, data: str | None, as_json: bool, verbose: bool) -> None:
     """List what could be pruned, what not and why. Needs no data."""
+    if units:
+        from onnx_obd.pipeline import inspect_units
+        from onnx_obd.report import render_units, to_json
+
+        whole = inspect_units(model, data)
+        click.echo(to_json(whole) if as_json else render_units(whole.model, whole.families, whole.frozen))
+        return
     from onnx_obd.pipeline import inspect as run
     from onnx_obd.report import render_inspection, to_json
 

@@ -14,12 +14,12 @@ from onnx_obd._version import __version__
 from onnx_obd.calibration.quality import assess
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.candidates import Candidate, nm_axes
+from onnx_obd.choice import UNITS_ALONE
 from onnx_obd.errors import ExportError
 from onnx_obd.export import ExportReport, export_model
 from onnx_obd.graph.weights import find_weights, write_weights
 from onnx_obd.plan.nm import WHO_PROFITS
 from onnx_obd.records import Latency, Plan, Quality, Report, Round, WeightSummary
-from onnx_obd.choice import UNITS_ALONE
 from onnx_obd.run import COMPARED_SAMPLES, Run
 from onnx_obd.runtime.latency import measure_latency
 from onnx_obd.runtime.verify import compare_with_onnxruntime, onnxruntime_values

@@ -122,6 +122,30 @@ class WeightSummary:
 
 
 @dataclass(frozen=True)
+class UnitFamily:
+    """Removable units that are alike (the channels of one Conv with all they are tied to), counted.
+
+    ``elements_each``: stored weights that go with one. ``macs_share_each``: its share of the model's multiplications.
+    """
+
+    kind: str
+    nodes: tuple[str, ...]
+    count: int
+    elements_each: int
+    macs_share_each: float
+
+
+@dataclass(frozen=True)
+class FrozenUnits:
+    """What would be removable but for ``reason``."""
+
+    kind: str
+    nodes: tuple[str, ...]
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Interval:
     """A median with its 95 % interval."""
 

@@ -214,7 +214,7 @@ class Program:
     def record(self, env: Env) -> Env:
         """Run every step and keep every value."""
         for step in self.steps:
-            for slot, value in zip(step.outputs, _run(step, env), strict=False):
+            for slot, value in zip(step.outputs, run_step(step, env), strict=False):
                 env[slot] = value
         return env
 
@@ -245,7 +245,7 @@ class Program:
             if step.bodies:
                 call, taken = step.call.with_captured(step.inputs, fixed, env)
                 step = replace(step, call=call, inputs=taken)
-            for slot, value in zip(step.outputs, _run(step, env, host), strict=False):
+            for slot, value in zip(step.outputs, run_step(step, env, host), strict=False):
                 env[slot] = value
             operator = step.operator
             same_shapes = all(slot in shaped for slot in ins) and not operator.random
@@ -295,7 +295,8 @@ def _read_host_once(step: Step, env: Env, known: set[int] | frozenset[int], host
     return replace(step, inputs=tuple(inputs), host=tuple(p for p in given if p not in ready))
 
 
-def _run(step: Step, env: Env, host: Mapping[int, tuple[int, Any]] = MappingProxyType({})) -> tuple:
+def run_step(step: Step, env: Env, host: Mapping[int, tuple[int, Any]] = MappingProxyType({})) -> tuple:
+    """The outputs of one step on the values in ``env``; what goes wrong is told with the node's name."""
     tuples = dict(host.values())
     return step(*(tuples[slot] if slot in tuples else env[slot] for slot in step.inputs))
 

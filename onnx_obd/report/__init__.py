@@ -7,5 +7,15 @@ from onnx_obd.report.inspection import render_inspection
 from onnx_obd.report.json import to_json, write_json
 from onnx_obd.report.latency import render_latency
 from onnx_obd.report.table import render_table
+from onnx_obd.report.units import render_units
 
-__all__ = ["render_inspection", "render_latency", "render_table", "to_html", "to_json", "write_html", "write_json"]
+__all__ = [
+    "render_inspection",
+    "render_latency",
+    "render_table",
+    "render_units",
+    "to_html",
+    "to_json",
+    "write_html",
+    "write_json",
+]

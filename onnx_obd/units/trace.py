@@ -16,7 +16,7 @@ import torch
 from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.axes import ELEMENTWISE, MOVED, Node, parse
 from onnx_obd.mirror.mirror import Mirror
-from onnx_obd.mirror.program import BoundBody, CallWithBodies, Program, Step
+from onnx_obd.mirror.program import BoundBody, CallWithBodies, Program, Step, run_step
 from onnx_obd.mirror.second import elementwise
 from onnx_obd.units.apply import Application, Correspondence, Unreadable, moved
 from onnx_obd.units.atoms import Atoms, Axis, bare
@@ -130,8 +130,7 @@ class _Tracer:
             if step.bodies:
                 result, outputs = self._with_bodies(step, values, sources)
             else:
-                result = step.call(*values)
-                result = result if isinstance(result, tuple) else (result,)
+                result = run_step(step, env)
                 outputs = self._step(step, values, sources, result)
             for slot, value, number in zip(step.outputs, result, outputs, strict=False):
                 env[slot], ids[slot] = value, number if slot else 0
