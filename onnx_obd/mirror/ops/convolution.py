@@ -89,12 +89,30 @@ def _laid_out(x, w):
     return x.contiguous(memory_format=torch.channels_last) if x.numel() >= LARGE_IMAGES else x
 
 
+SMALL_IMAGE = 20480
+"""Elements of one image up to which oneDNN takes longer to set up than to convolve.
+
+This is torch's own bound, which it does not keep to for kernels of more than three taps.
+"""
+
+
+def _is_small_image(x) -> bool:
+    """Whether torch's plain kernel, which torch.func has no rules for, convolves x fastest."""
+    return (
+        x.dim() == 4 and x.shape[0] == 1 and x.numel() <= SMALL_IMAGE and x.device.type == "cpu"
+        and x.dtype == torch.float32 and not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+    )  # fmt: skip
+
+
 @op("Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,), axes=CONV_AXES)
 def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
     begin, end, strides, dilations = geometry(x.shape[2:], w.shape[2:], auto_pad, pads, strides, dilations)
     none = (0,) * len(begin)
     if begin != end:
         x, begin = F.pad(x, torch_pads(begin, end)), none
+    if group == 1 and max(dilations) == 1 and _is_small_image(x):
+        return torch._C._nn.thnn_conv2d(x, w, w.shape[2:], b, strides, begin)
     return torch.convolution(_laid_out(x, w), w, b, strides, begin, dilations, False, none, group)
 
 
