@@ -4,11 +4,13 @@
 
 One thread each, without gradients, random inputs. Each batch size is run in a process of its own, where onnxruntime
 and the mirror take turns; a figure is the fastest of the rounds. Memory is the growth of the peak resident size
-while a fresh process loads the model and runs it, at the largest batch. A dash: the model's batch is fixed.
+while a fresh process loads the model and runs it, at the largest batch. A dash: the model's batch is fixed, or the
+input would be too large for the table to be made in minutes.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
@@ -36,6 +38,9 @@ LEAST_SECONDS = 0.02
 
 OPEN = 64
 """Length of an open axis that is not the batch."""
+
+LARGEST_INPUT = 1 << 23
+"""Elements of an input beyond which a batch is left out."""
 
 LENGTHS = {"sequence": 576, "sequence_length": 12}
 """... and of those that a model reads in windows."""
@@ -67,7 +72,10 @@ def feeds(proto: onnx.ModelProto, batch: int) -> dict[str, np.ndarray] | None:
     rng, found, takes = np.random.default_rng(0), {}, batch == 1
     for value in read_inputs(proto):
         takes |= value.has_open_batch
-        found[value.name] = _array(value, _shape(value, batch), rng)
+        shape = _shape(value, batch)
+        if batch > 1 and math.prod(shape) > LARGEST_INPUT:
+            return None
+        found[value.name] = _array(value, shape, rng)
     return found if takes else None
 
 
