@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from onnx_obd.candidates import Candidate, candidate, original_masks, prune_by
 from onnx_obd.errors import NumericalError
-from onnx_obd.goals import original_quality, prune_towards
+from onnx_obd.goals import meets_goal, prune_towards
 from onnx_obd.records import Plan
 from onnx_obd.repair import repair
 from onnx_obd.run import Run
@@ -28,7 +28,7 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
     """
     options = run.options
     goal = options.goal
-    if run.before is not None and goal is None and options.pattern is None and not options.sparsity:
+    if run.before is not None and options.pattern is None and not options.sparsity:
         first = candidate(run, UNITS_ALONE, Plan(original_masks(run), None), [], time.perf_counter())
         return first, [first]
     if goal is None:
@@ -46,14 +46,13 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
 def best_of(run: Run, candidates: Sequence[Candidate]) -> Candidate:
     """The best on the held-back samples among those that the goal allows (the first is taken to be one).
 
-    Of class predictions, first those count whose accuracy (without labels: agreement with the original) is within one
-    standard error of the highest: a loss can look better than the classes do. Among these the lowest loss decides.
+    Of class predictions, first those count whose accuracy (without labels: agreement with the original) cannot be told
+    from the highest: a loss can look better than the classes do. Among these the lowest loss decides.
 
     Raises:
         NumericalError: its loss is not finite.
     """
-    goal = run.options.goal
-    allowed = [each for each in candidates[1:] if goal is None or goal.allows(each.quality, original_quality(run))]
+    allowed = [each for each in candidates[1:] if meets_goal(run, each)]
     best = min(_most_accurate([candidates[0], *allowed], run.held_back.num_samples), key=lambda each: each.quality.loss)
     if not math.isfinite(best.quality.loss):
         raise NumericalError("the pruned model's loss is not finite")
@@ -62,7 +61,11 @@ def best_of(run: Run, candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _most_accurate(candidates: Sequence[Candidate], num_samples: int) -> list[Candidate]:
-    """Those within a standard error, sqrt(p (1 - p) / n), of the highest accuracy p; all if there are no classes."""
+    """Those within two standard errors of the highest accuracy; all if there are no classes.
+
+    The standard error of Agresti and Coull (1998), sqrt(p (1 - p) / (n + 4)) with p = (right + 2) / (n + 4), is not
+    zero where all samples are right.
+    """
 
     def accuracy(each: Candidate) -> float | None:
         return each.quality.agreement if each.quality.accuracy is None else each.quality.accuracy
@@ -71,5 +74,6 @@ def _most_accurate(candidates: Sequence[Candidate], num_samples: int) -> list[Ca
     if None in known:
         return list(candidates)
     highest = max(known)
-    error = math.sqrt(highest * (1 - highest) / num_samples)
-    return [each for each, value in zip(candidates, known, strict=True) if value >= highest - error]
+    p = (highest * num_samples + 2) / (num_samples + 4)
+    margin = 2 * math.sqrt(p * (1 - p) / (num_samples + 4))
+    return [each for each, value in zip(candidates, known, strict=True) if value >= highest - margin]

@@ -61,18 +61,30 @@ def prune_towards(run: Run, method: str, goal: Goal) -> Candidate:
     return candidate(run, method, plan, history, start)
 
 
-def original_quality(run: Run) -> Quality:
-    """What a goal compares with."""
+def meets_goal(run: Run, each: Candidate) -> bool:
+    """Is a candidate within the goal of the run, if there is one? The mirror is left with its weights."""
+    goal = run.options.goal
+    if goal is None:
+        return True
+    restore(run.mirror, each.weights)
+    return _small_enough(run, goal) if goal.target_size is not None else goal.allows(each.quality, _original(run))
+
+
+def _original(run: Run) -> Quality:
     return assess(run.held_back, run.original_values, run.original_values, method="original", sparsity=0.0)
 
 
 def _test(run: Run, goal: Goal) -> Callable[[Plan], bool]:
     """Given a plan that was carried out: may more be deleted?"""
     if goal.target_size is not None:
-        note = {"": " " * PROVENANCE}
-        return lambda _: exported_size(run.model, run.changed_weights(), run.options.format, note) > goal.target_size
-    original = original_quality(run)
+        return lambda _: not _small_enough(run, goal)
+    original = _original(run)
     return lambda plan: goal.allows(candidate(run, "", plan, [], time.perf_counter()).quality, original)
+
+
+def _small_enough(run: Run, goal: Goal) -> bool:
+    note = {"": " " * PROVENANCE}
+    return exported_size(run.model, run.changed_weights(), run.options.format, note) <= goal.target_size
 
 
 def _plan(run: Run, sparsity: float, keep: Mapping[str, Tensor], saliency: Saliency) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 import onnx_obd
 from onnx_obd.candidates import prune_by
-from onnx_obd.choice import choose
+from onnx_obd.choice import best_of, choose
 from onnx_obd.errors import UsageError
+from onnx_obd.goals import meets_goal
 from onnx_obd.graph.load import load_model
 from onnx_obd.graph.weights import find_weights
 from onnx_obd.options import Options
@@ -63,6 +65,16 @@ def test_the_file_comes_just_below_the_size(tmp_path, share):
     size = (tmp_path / "out.onnx").stat().st_size
     assert size == report.bytes_after <= wanted
     assert size > wanted - 0.05 * before
+
+
+def test_a_control_of_the_same_sparsity_but_a_larger_file_is_not_shipped():
+    before = (SAMPLES / "lenet_digits.onnx").stat().st_size
+    run = made(target_size=f"{before // 2}B")
+    best, (first,) = choose(run)
+    assert best is first and meets_goal(run, first)
+    original = replace(first, weights=run.original, quality=replace(first.quality, loss=0.0, agreement=1.0))
+    assert not meets_goal(run, original)
+    assert best_of(run, [first, original]) is first
 
 
 def test_a_size_that_cannot_be_reached(tmp_path):
