@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed CORPUS [--models A,B] [--speedup 1.5] [--retrain-epochs 10] [--recover-minutes 1]
 
-Label-free, 256 samples, batch 1, one thread. Original and result are timed interleaved, the median of the ratio is given
-with its 95 % interval.
+Label-free, 256 samples, batch 1, one thread. Original and result are timed interleaved; the median of the ratio is
+given with its 95 % interval.
 """
 
 from __future__ import annotations

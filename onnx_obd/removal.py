@@ -10,7 +10,9 @@ import onnx
 from torch import Tensor
 
 from onnx_obd.calibration.measure import feeds
+from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.errors import ModelError
+from onnx_obd.goals import original_quality
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.uses import uses_of
@@ -37,6 +39,12 @@ GATE_SAMPLES = 64
 MULTIPLE = 4
 """Kept sizes are rounded up to a multiple of this: vector kernels pad to it, so the remainder saves no time."""
 
+PATIENCE = 2
+"""Steps in a row that may gain no speed before they are taken back."""
+
+LEAST_GAIN = 0.03
+"""Less than this is no speed gained: the clock is no more certain."""
+
 CLOCK_SECONDS = 1.0
 
 
@@ -55,16 +63,20 @@ def remove_units(run: Run) -> Run:
     In each step the units go whose removal costs least loss per microsecond gained (``gate_saliency`` over
     ``unit_times``); what is left is trained towards the original's outputs if ``retrain_epochs`` are given; and the
     model is timed, interleaved with the original, at batch 1. If no more units can go before the target is reached,
-    the fastest model is returned and a note says so.
+    they gain nothing any more, or the goal's drop would be exceeded, the model before that is returned and a note says
+    so.
 
     Raises:
         ModelError: the model has no unit that can be removed.
     """
     speedup = run.options.speedup or _speedup_for(run)
-    current, steps = run, []
+    current, steps, states, why = run, [], [run], "no more units can go"
     for number in range(STEPS + MORE_STEPS):
         gained = steps[-1].speedup if steps else 1.0
         if gained >= speedup:
+            break
+        if len(steps) > PATIENCE and gained < (1 + LEAST_GAIN) * steps[-1 - PATIENCE].speedup:
+            steps, current, why = steps[:-PATIENCE], states[-1 - PATIENCE], "the last steps made it no faster"
             break
         aim = max(speedup ** min(1.0, (number + 1) / STEPS), gained * speedup ** (1 / (2 * STEPS)))
         with run.progress.stage(f"removing units: {gained:.2f}x, now towards {aim:.2f}x") as report:
@@ -77,8 +89,22 @@ def remove_units(run: Run) -> Run:
             current = _without(run, current, units, going)
         if run.options.retrain_epochs:
             current = _retrained(run, current)
+        if not _allowed(run, current):
+            current, why = states[-1], "more would exceed the drop allowed"
+            break
+        states.append(current)
         steps.append(_measured(run, current, len(going)))
-    return replace(current, before=run, notes=(*run.notes, _told(steps, speedup)))
+    return replace(current, before=run, notes=(*run.notes, _told(steps, speedup, why)))
+
+
+def _allowed(run: Run, current: Run) -> bool:
+    """Whether the goal (``max_drop``), if there is one, lets the shrunk model pass on the held-back samples."""
+    goal = run.options.goal
+    if goal is None:
+        return True
+    values = head_values(current.held_back)
+    quality = assess(run.held_back, values, run.original_values, method="", sparsity=0.0)
+    return goal.allows(quality, original_quality(run))
 
 
 def _speedup_for(run: Run) -> float:
@@ -94,10 +120,10 @@ def _measured(run: Run, current: Run, removed: int) -> Step:
     return Step(removed, timed.speedup.median, current.held_back.loss())
 
 
-def _told(steps: Sequence[Step], speedup: float) -> str:
+def _told(steps: Sequence[Step], speedup: float, why: str) -> str:
     path = "; ".join(f"{step.removed} units: {step.speedup:.2f}x, loss {step.loss_held_back:.3g}" for step in steps)
     reached = bool(steps) and steps[-1].speedup >= speedup
-    missed = "" if reached else f"; {speedup:.2f}x was not reached, since no more units can go"
+    missed = "" if reached else f"; {speedup:.2f}x was not reached: {why}"
     return f"units removed step by step: {path or 'none'}{missed}"
 
 
