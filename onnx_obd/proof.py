@@ -178,6 +178,7 @@ def _notes(run: Run, best: Candidate, rounds: Sequence[Round]) -> tuple[str, ...
     shipped, asked = best.quality.method.partition(" + ")[0], run.options.method
     if shipped != asked and shipped != UNITS_ALONE:
         notes.append(f"{shipped} had the lower held-back loss, so it was written instead of {asked}")
+    notes += best.notes
     notes += _trust(rounds)
     if run.scoring.batch_size == 1:
         notes.append("samples went one by one: in a batch they would disturb each other")

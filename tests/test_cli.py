@@ -91,7 +91,7 @@ def test_json_on_standard_output(run, model):
     assert code == 0
     report = json.loads(out)
     assert report["sparsity"] == pytest.approx(0.5, abs=1e-3)
-    names = {"obd", "magnitude"}
+    names = {"auto", "magnitude"}
     assert {c["method"] for c in report["candidates"]} == names | {f"{name} + repair" for name in names}
 
 
