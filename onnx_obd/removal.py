@@ -12,7 +12,6 @@ from torch import Tensor
 from onnx_obd.calibration.measure import feeds
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.errors import ModelError
-from onnx_obd.goals import original_quality
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.uses import uses_of
@@ -102,9 +101,9 @@ def _allowed(run: Run, current: Run) -> bool:
     goal = run.options.goal
     if goal is None:
         return True
-    values = head_values(current.held_back)
-    quality = assess(run.held_back, values, run.original_values, method="", sparsity=0.0)
-    return goal.allows(quality, original_quality(run))
+    sides = (head_values(current.held_back), run.original_values)
+    qualities = [assess(run.held_back, side, run.original_values, method="", sparsity=0.0) for side in sides]
+    return goal.allows(*qualities)
 
 
 def _speedup_for(run: Run) -> float:
