@@ -33,8 +33,11 @@ WARM_UP = 0.05
 MINIBATCH = 16
 """Samples per step."""
 
+FADED = 0.75
+"""Share of the training after which weights that fade are zero."""
+
 PATIENCE = 0.4
-"""It ends when the best state is older than this share of the whole training, not counting the layerwise part."""
+"""It ends when the best state is older than this share of the whole training, what comes before not counted."""
 
 
 LEARNING_RATES = (2e-2, 5e-3, 1e-3, 3e-4)
@@ -143,7 +146,8 @@ class Training:
             state.learning_rate = self.recipe.learning_rate or self._trials()
         optimizer = self._optimizer()
         done = self.recipe.progress(state.epoch, state.seconds)
-        while done < 1 and done - max(state.best_at, LAYERWISE) <= PATIENCE:
+        warm = FADED if self.recipe.fade else LAYERWISE
+        while done < 1 and done - max(state.best_at, warm) <= PATIENCE:
             done = self._epoch(optimizer, begin)
             state.epoch += 1
             state.seconds = time.perf_counter() - begin
@@ -157,6 +161,7 @@ class Training:
                 progress(round(1000 * done), 1000)
         self.mirror.zero_grad(set_to_none=True)
         restore(self.mirror, state.best)
+        self._delete(1.0)
         return state
 
     def _epoch(self, optimizer: torch.optim.Optimizer, begin: float) -> float:
@@ -196,17 +201,22 @@ class Training:
         """
         before, losses = snapshot(self.mirror), {}
         for rate in LEARNING_RATES:
-            generator = torch.Generator().manual_seed(self.recipe.seed)
-            optimizer = self._optimizer()
-            for batches in _minibatches(self.train.batches, generator)[:TRIAL]:
-                self._step(optimizer, batches, LAYERWISE, rate, generator)
-            self._delete(1.0)
             try:
-                losses[rate] = self.validation.loss()
-            except NumericalError:
-                losses[rate] = math.inf
-            restore(self.mirror, before)
+                losses[rate] = self._trial(rate)
+            finally:
+                restore(self.mirror, before)
         return min(losses, key=losses.__getitem__)
+
+    def _trial(self, rate: float) -> float:
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        optimizer = self._optimizer()
+        for batches in _minibatches(self.train.batches, generator)[:TRIAL]:
+            self._step(optimizer, batches, LAYERWISE, rate, generator)
+        self._delete(1.0)
+        try:
+            return self.validation.loss()
+        except NumericalError:  # it has diverged
+            return math.inf
 
     def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The samples blended with others, and what the teacher makes of them: few samples become many.
@@ -242,8 +252,8 @@ class Training:
 
     @torch.no_grad()
     def _delete(self, done: float) -> None:
-        """Zero what is deleted; or shrink it in a straight line towards zero, which it reaches after three quarters."""
-        left = max(0.0, 1 - done / 0.75) if self.recipe.fade else 0.0
+        """Zero what is deleted; or shrink it in a straight line towards zero."""
+        left = max(0.0, 1 - done / FADED) if self.recipe.fade else 0.0
         for name, gone in self.deleted.items():
             weight = self.mirror.weights[name]
             if left:
@@ -252,7 +262,7 @@ class Training:
                 weight.masked_fill_(gone, 0.0)
 
     def _validate(self, done: float) -> None:
-        if self.recipe.fade and done < 0.75:
+        if self.recipe.fade and done < FADED:
             return  # not yet a pruned model
         self._delete(1.0)
         try:

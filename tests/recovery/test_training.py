@@ -8,6 +8,7 @@ import torch
 
 from onnx_obd.errors import DataError, UsageError
 from onnx_obd.recovery import Recipe, Training, load_checkpoint, save_checkpoint
+from onnx_obd.recovery.training import LEARNING_RATES
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from tests.curvature.networks import calibration, mlp
 
@@ -82,6 +83,25 @@ def test_what_fades_shrinks_until_it_is_gone(pruned):
     assert sizes == sorted(sizes, reverse=True)
     assert 0.5 < sizes[0] < 1 and sizes[-1] == 0
     assert not found.mirror.weights["w0"].detach()[gone].count_nonzero()
+
+
+def test_the_learning_rate_is_tried_out_and_the_trial_leaves_no_trace(pruned):
+    found, original, keep = pruned
+    training, before = Training(found, original, keep, Recipe(epochs=1)), snapshot(found.mirror)
+    chosen = training._trials()
+    assert all(torch.equal(found.mirror.weights[name], value) for name, value in before.items())
+    losses = {}
+    for rate in LEARNING_RATES:
+        losses[rate] = training._trial(rate)
+        restore(found.mirror, before)
+    assert chosen == min(losses, key=losses.get) and len(set(losses.values())) == len(LEARNING_RATES)
+    assert losses[chosen] < training.state.start_loss
+
+
+def test_a_rate_that_diverges_is_not_chosen(pruned, monkeypatch):
+    monkeypatch.setattr("onnx_obd.recovery.training.LEARNING_RATES", (1e30, 5e-3))
+    training = Training(*pruned, Recipe(epochs=1))
+    assert training._trials() == 5e-3
 
 
 def test_labels_take_the_teachers_place():
