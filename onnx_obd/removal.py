@@ -88,22 +88,21 @@ def remove_units(run: Run) -> Run:
             current = _without(run, current, units, going)
         if run.options.retrain_epochs:
             current = _retrained(run, current)
-        if not _allowed(run, current):
-            current, why = states[-1], "more would exceed the drop allowed"
+        if objection := _objection(run, current):
+            current, why = states[-1], objection
             break
         states.append(current)
         steps.append(_measured(run, current, len(going)))
     return replace(current, before=run, notes=(*run.notes, _told(steps, speedup, why)))
 
 
-def _allowed(run: Run, current: Run) -> bool:
-    """Whether the goal (``max_drop``), if there is one, lets the shrunk model pass on the held-back samples."""
-    goal = run.options.goal
-    if goal is None:
-        return True
+def _objection(run: Run, current: Run) -> str:
+    """Why the shrunk model may not pass, by the held-back samples; empty if it may."""
     sides = (head_values(current.held_back), run.original_values)
-    qualities = [assess(run.held_back, side, run.original_values, method="", sparsity=0.0) for side in sides]
-    return goal.allows(*qualities)
+    now, before = (assess(run.held_back, side, run.original_values, method="", sparsity=0.0) for side in sides)
+    if run.options.goal is not None and not run.options.goal.allows(now, before):
+        return "more would exceed the drop allowed"
+    return "more would leave the outputs no better than a constant" if now.relative_error >= 1 else ""
 
 
 def _speedup_for(run: Run) -> float:
