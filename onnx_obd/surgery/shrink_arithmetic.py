@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,7 @@ class Arithmetic:
         self.places: dict[int, tuple[Value, Reader, int]] = {}
         self._sources: dict[Value, Sources] = {}
         self._read_as: dict[Reader, Sources] = {}
+        self._made_by: dict[Value, TracedStep] = {}
         for value in trace.stored:
             if value in trace.known:
                 self.values[value] = self._stored(value)
@@ -85,6 +87,55 @@ class Arithmetic:
             self._read_as[reader] = np.arange(start, start + tensor.numel())
         return tensor, self._read_as[reader]
 
+    # ---- numbers that were computed with
+
+    def solve(self, value: Value, index: int, wanted: int, lengths: Mapping[int, int]) -> tuple[int, int] | None:
+        """The stored element, by its number, and the new length it must spell for ``value[index]`` to be ``wanted``.
+
+        ``lengths``: old length -> new one, of the axes that the elements in question may spell.
+        """
+        steps = self._above(value)
+        for step in steps:
+            for position, source in enumerate(step.inputs):
+                if source not in self.trace.stored:
+                    continue
+                tensor, numbers = self.read(step, position)
+                known = [] if tensor is None else tensor.reshape(-1).tolist()
+                for place, number in zip(numbers.tolist(), known, strict=True):
+                    if place and number in lengths and self._try(steps, value, place, lengths[number])[index] == wanted:
+                        return place, lengths[number]
+        return None
+
+    def _above(self, value: Value) -> list[TracedStep]:
+        """The steps that a value is computed by, in the order in which they run."""
+        found: dict[int, TracedStep] = {}
+        pending = [value]
+        while pending:
+            step = self._made_by.get(pending.pop())
+            if step is not None and id(step) not in found:
+                found[id(step)] = step
+                pending += () if step.step.operator.shape_only else step.inputs
+        return [step for step in self.trace.steps if id(step) in found]
+
+    def _try(self, steps: list[TracedStep], value: Value, place: int, number: int) -> list[int]:
+        """The numbers of ``value`` if one stored element were another."""
+        _, reader, index = self.places[place]
+        values = dict(self.values)
+        for step in steps:
+            if step.step.operator.shape_only:
+                continue
+            inputs = [values.get(source) for source in step.inputs]
+            if reader[:2] == (step.step.path, step.step.node):
+                inputs[reader[2]] = inputs[reader[2]].clone()
+                inputs[reader[2]].view(-1)[index] = number
+            try:
+                values.update(zip(step.outputs, step.step(*inputs), strict=False))
+            except ModelError:
+                break
+        return values[value].reshape(-1).tolist()
+
+    # ---- one step
+
     def _run(self, step: TracedStep) -> None:
         operator, sources = step.step.operator, []
         if operator.shape_only:
@@ -97,9 +148,9 @@ class Arithmetic:
             result = step.step(*inputs)
         except ModelError:
             return  # what it reads does not fit any more; whether that matters, the readers of its outputs say
-        self.values.update(
-            {v: tensor for v, tensor in zip(step.outputs, result, strict=False) if isinstance(tensor, torch.Tensor)}
-        )
+        for value, tensor in zip(step.outputs, result, strict=False):
+            if isinstance(tensor, torch.Tensor):
+                self.values[value], self._made_by[value] = tensor, step
         if operator.second is movement and not operator.shape_only:
             self._follow(step, inputs, sources)
 

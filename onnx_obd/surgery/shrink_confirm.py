@@ -8,7 +8,7 @@ are halved until those at fault are known.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -141,12 +141,22 @@ def _cut_step(step: Step, cuts: Cuts) -> Step:
         bodies = {name: (_cut(program, cuts), count) for name, (program, count) in call.bodies.items()}
         return replace(step, call=CallWithBodies(call.function, call.own_inputs, bodies))
     own = cuts.get((step.path, step.node))
-    return step if own is None else replace(step, call=partial(_call_without, step.call, own))
+    return step if own is None else replace(step, call=partial(_call_without, step, own))
 
 
-def _call_without(call: Callable, cuts: Sequence[tuple[int, int, torch.Tensor]], *values: Any) -> Any:
+def _call_without(step: Step, cuts: Sequence[tuple[int, int, torch.Tensor]], *values: Any) -> Any:
     values = list(values)
     for position, axis, mask in cuts:
         value = plain(values[position])
-        values[position] = value.masked_fill(mask.view(-1, *[1] * (value.dim() - 1 - axis)), 0)
-    return call(*values)
+        gone = mask.view(-1, *[1] * (value.dim() - 1 - axis))
+        values[position] = torch.where(gone, _zero(step, position, values).to(value.dtype), value)
+    return step.call(*values)
+
+
+def _zero(step: Step, position: int, values: Sequence[Any]) -> torch.Tensor:
+    """What stands for 0 at an operand: its zero point, if it holds integers."""
+    entry = next((entry for entry in step.operator.stored if entry.operand == position), None)
+    if entry is None:
+        return torch.zeros(())
+    reads = [values[i] if i < len(values) else None for i in entry.reads]
+    return entry.grid(values[position], *reads, **step.attributes)[1]

@@ -116,14 +116,29 @@ def _changes(arithmetic: Arithmetic, required: Sequence[Requirement]) -> Changes
         numbers, sources = arithmetic.read(requirement.step, requirement.position)
         if numbers is None or numbers.numel() != len(requirement.numbers):
             raise CannotShrink(f"{requirement.where} is computed from data")
-        for number, source, wanted in zip(numbers.reshape(-1).tolist(), sources, requirement.numbers, strict=True):
-            if (place := arithmetic.places.get(int(source))) is not None:
-                value, reader, index = place
-                if found[value][reader].setdefault(index, wanted) != wanted:
-                    raise CannotShrink(f"{requirement.where} shares a number with a node that needs another")
-            elif number != wanted:
+        for index, (number, wanted) in enumerate(zip(numbers.reshape(-1).tolist(), requirement.numbers, strict=True)):
+            place, new = int(sources[index]), wanted
+            if place not in arithmetic.places:
+                if number == wanted:
+                    continue
+                lengths = _new_lengths(requirement.step, arithmetic)
+                place, new = arithmetic.solve(requirement.value, index, wanted, lengths) or (0, 0)
+            if not place:
                 raise CannotShrink(f"{requirement.where} is {number} where {wanted} is needed")
+            value, reader, position = arithmetic.places[place]
+            if found[value][reader].setdefault(position, new) != new:
+                raise CannotShrink(f"{requirement.where} shares a number with a node that needs another")
     return found
+
+
+def _new_lengths(step: TracedStep, arithmetic: Arithmetic) -> dict[int, int]:
+    """Old length -> new one, of the axes of a node that shrink."""
+    return {
+        axis.length: new
+        for value in (*step.inputs, *step.outputs)
+        for axis, new in zip(arithmetic.trace.axes.get(value, ()), arithmetic.kept.lengths(value), strict=True)
+        if axis.length != new
+    }
 
 
 def _change(trace: Trace, arithmetic: Arithmetic, changes: Changes, edits: Edits) -> None:

@@ -52,6 +52,7 @@ class Atoms:
         self.reasons: dict[int, str] = {}  # root -> why it is frozen
         self.kinds: dict[int, set[str]] = {}  # root -> names of the axes on which it was met
         self._division: dict[int, tuple[int, ...]] = {}  # root -> the labels that it stands for
+        self._divided = np.zeros(1, bool)  # label -> is it one of these roots?
 
     @property
     def count(self) -> int:
@@ -66,6 +67,7 @@ class Atoms:
             return bare(1, "")
         start = len(self._parent)
         self._parent = np.concatenate([self._parent, np.arange(start, start + length)])
+        self._divided = np.concatenate([self._divided, np.zeros(length, bool)])
         return Axis(np.arange(start, start + length)[None], "", origin)
 
     def roots(self, labels: Labels) -> Labels:
@@ -83,7 +85,7 @@ class Atoms:
     def resolve(self, axis: Axis) -> Axis:
         """The same axis by its present atoms: roots, divided labels in as many layers as they have parts."""
         labels = self.roots(axis.labels)
-        if not self._division or not np.isin(labels, list(self._division)).any():
+        if not self._divided[labels].any():
             return replace(axis, labels=_distinct(labels))
         rows = []
         for layer in labels:
@@ -137,9 +139,9 @@ class Atoms:
     def _merge(self, a: Labels, b: Labels) -> None:
         pairs = np.unique(np.stack([self.roots(a), self.roots(b)]), axis=1)
         pairs = pairs[:, pairs[0] != pairs[1]]
-        known = [*self._division, *self.reasons, *self.kinds]
-        plain = ~np.isin(pairs[1], known)  # of these nothing is known yet: they may go in one stroke
-        if plain.all() and len(np.unique(pairs)) == pairs.size:
+        others = pairs[1].tolist()
+        known = self._divided[pairs[1]].any() or any(label in self.reasons or label in self.kinds for label in others)
+        if not known and len(np.unique(pairs)) == pairs.size:  # one to one, and nothing to be handed over
             self._parent[pairs[1]] = pairs[0]
         else:
             for one, other in pairs.T:
@@ -191,6 +193,7 @@ class Atoms:
             if root in self.reasons:
                 self.freeze(np.array(parts), self.reasons.pop(root))
             self._division[root] = tuple(parts)
+            self._divided[root] = True
 
     def _match(self, a: Labels, b: Labels, why: str) -> None:
         """Both have several layers: those unite that part the indices alike; what is left over freezes."""
