@@ -38,8 +38,11 @@ GATE_SAMPLES = 64
 MULTIPLE = 4
 """Kept sizes are rounded up to a multiple of this: vector kernels pad to it, so the remainder saves no time."""
 
-PATIENCE = 2
-"""Steps in a row that may gain no speed before they are taken back."""
+PATIENCE = 3
+"""Steps in a row that may gain no speed, each twice as large as the one before, until they are taken back."""
+
+MOST_AT_ONCE = 0.4
+"""Of the time of all nodes, the most that one step removes."""
 
 LEAST_GAIN = 0.03
 """Less than this is no speed gained: the clock is no more certain."""
@@ -74,15 +77,16 @@ def remove_units(run: Run) -> Run:
         gained = steps[-1].speedup if steps else 1.0
         if gained >= speedup:
             break
-        if len(steps) > PATIENCE and gained < (1 + LEAST_GAIN) * steps[-1 - PATIENCE].speedup:
-            steps, current, why = steps[:-PATIENCE], states[-1 - PATIENCE], "the last steps made it no faster"
+        stalled = _stalled(steps)
+        if stalled > PATIENCE:
+            steps, current, why = steps[:-stalled], states[-1 - stalled], "the last steps made it no faster"
             break
         aim = max(speedup ** min(1.0, (number + 1) / STEPS), gained * speedup ** (1 / (2 * STEPS)))
         with run.progress.stage(f"removing units: {gained:.2f}x, now towards {aim:.2f}x") as report:
             units = confirmed_units(current.mirror, feeds(current.mirror, run.scoring.samples.subset([0]), 1)[0][0])
             if not units.units and not steps:
                 raise ModelError("no unit of this model can be removed; 'onnx-obd inspect --units' says why")
-            going = choose_units(current, units, 1 - gained / aim, report)
+            going = choose_units(current, units, min(MOST_AT_ONCE, (1 - gained / aim) * 2**stalled), report)
             if not going:
                 break
             current = _without(run, current, units, going)
@@ -94,6 +98,12 @@ def remove_units(run: Run) -> Run:
         states.append(current)
         steps.append(_measured(run, current, len(going)))
     return replace(current, before=run, notes=(*run.notes, _told(steps, speedup, why)))
+
+
+def _stalled(steps: Sequence[Step]) -> int:
+    """How many of the last steps gained no speed over what stood before them."""
+    speeds = [1.0] + [step.speedup for step in steps]
+    return next((n for n in range(len(steps)) if speeds[-1 - n] >= (1 + LEAST_GAIN) * speeds[-2 - n]), len(steps))
 
 
 def _objection(run: Run, current: Run) -> str:
