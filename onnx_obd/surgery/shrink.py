@@ -12,7 +12,8 @@ from onnx_obd.errors import ModelError, UsageError
 from onnx_obd.graph.weights import Path, holder, read_tensor, scopes
 from onnx_obd.surgery.shrink_arithmetic import Edits
 from onnx_obd.surgery.shrink_parameters import CannotShrink, size_edits
-from onnx_obd.units.find import Kept, Unit, UnitMap
+from onnx_obd.units.find import Unit, UnitMap
+from onnx_obd.units.kept import Kept
 
 Tensor = TensorProto | onnx.SparseTensorProto | AttributeProto
 

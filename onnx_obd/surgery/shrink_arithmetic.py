@@ -12,7 +12,7 @@ import torch
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.second import movement
-from onnx_obd.units.find import Kept
+from onnx_obd.units.kept import Kept
 from onnx_obd.units.trace import Trace, TracedStep, Value
 
 Reader = tuple[Path | None, str, int]

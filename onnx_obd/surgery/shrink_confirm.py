@@ -22,7 +22,8 @@ from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.program import CallWithBodies, Program, Step
 from onnx_obd.mirror.values import is_float, plain
 from onnx_obd.surgery.shrink import shrink
-from onnx_obd.units.find import Frozen, Kept, Unit, UnitMap, find_units
+from onnx_obd.units.find import Frozen, Unit, UnitMap, find_units
+from onnx_obd.units.kept import Kept
 
 TOLERANCE = 1e-6
 """In double precision, relative to the largest element."""

@@ -18,9 +18,8 @@ import torch
 
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.weights import Path
-from onnx_obd.mirror.axes import ShrunkNode
 from onnx_obd.surgery.shrink_arithmetic import Arithmetic, Edits, Reader, reader_of
-from onnx_obd.units.find import Kept
+from onnx_obd.units.kept import Kept
 from onnx_obd.units.trace import Trace, TracedStep, Value
 
 
@@ -67,12 +66,6 @@ def size_edits(trace: Trace, kept: Kept) -> Edits:
     return edits
 
 
-def shrunk_node(step: TracedStep, kept: Kept) -> ShrunkNode:
-    node = step.node
-    inputs, outputs = ([kept.value(value) for value in values] for values in (step.inputs, step.outputs))
-    return ShrunkNode(node.operator, node.attributes, node.inputs, node.outputs, node.constant, inputs, outputs)
-
-
 def _of_step(step: TracedStep, trace: Trace, kept: Kept, edits: Edits) -> Iterator[Requirement]:
     """What the parameters of one node must be; those that are attributes go into the edits."""
     operator, found = step.step.operator, {}
@@ -80,7 +73,7 @@ def _of_step(step: TracedStep, trace: Trace, kept: Kept, edits: Edits) -> Iterat
         if name in operator.keywords and step.node.get(name) and not kept.axis(axis).all():
             found[name] = int(kept.axis(axis).sum())
     if operator.spelled is not None:
-        found |= operator.spelled(shrunk_node(step, kept))
+        found |= operator.spelled(kept.node(step))
     positions = {parameter.name: i for i, parameter in enumerate(operator.parameters)}
     for name, new in found.items():
         old = step.node.get(name)

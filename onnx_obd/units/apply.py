@@ -13,6 +13,9 @@ import torch
 from onnx_obd.mirror.axes import Along, Expression, Fixed, Name, Node, Product, Rule, Sum, Unreadable, expand, names_of
 from onnx_obd.units.atoms import Atoms, Axis, Origin, bare, concatenation, product
 
+CALLED = {"head": "head", "num_heads": "head", "kv_num_heads": "head", "share": "head", "num_groups": "group"}
+"""Names that say what an axis is made of, in operators without weights of their own too."""
+
 Sized = list[tuple[Expression, int]]
 """The expression and the length of each axis of a value."""
 
@@ -57,8 +60,7 @@ class Application:
                     self._read(*sized[position], axis)
         self._mark_sums()
         self._freeze_lonely()
-        if self.result.summed:
-            self._count_and_name()
+        self._count_and_name()
         return [sized and [self._write(*pair) for pair in sized] for sized in self.outputs], self.result
 
     # ---- inputs
@@ -117,17 +119,25 @@ class Application:
 
     def _count_and_name(self) -> None:
         """The multiplications of the node, and what the atoms that it makes from weights or pairs are called."""
-        named = self.result.names.keys()
-        operands = [p for p in self.node.operator.weights or (1,) if p < len(self.inputs) and self.inputs[p]]
+        named, summed = self.result.names.keys(), self.result.summed
+        operands = self.node.operator.weights or ((1,) if summed else ())
+        operands = [p for p in operands if p < len(self.inputs) and self.inputs[p]]
         stored = [p for p in operands if self.node.constant[p]]
         for position in stored or operands:
             own = _names(self.inputs[position])
             outer = [(e, n) for e, n in self.outputs[0] or () if not own & _names([(e, n)])]
             total = self.node.inputs[position].numel() * math.prod(n for _, n in outer)
-            self.result.work.append((total, tuple(sorted((own | _names(outer)) & named))))
+            if summed:
+                self.result.work.append((total, tuple(sorted((own | _names(outer)) & named))))
             for name in own & self.made & named if stored else own & named:
-                kind = "head" if name.startswith("...") else "head dimension"
-                self.atoms.name(self.result.names[name], self._kind(name) if stored else kind)
+                self.atoms.name(self.result.names[name], self._kind(name) if stored else self._paired(name))
+        for name in CALLED.keys() & named:
+            self.atoms.name(self.result.names[name], CALLED[name])
+
+    def _paired(self, name: str) -> str:
+        """Of a product of two activations, such as queries and keys: what both and the result have counts the heads."""
+        both = sum(name in _names(sized) for sized in self.inputs) > 1
+        return "head" if both and name in self.made else "head dimension"
 
     def _kind(self, name: str) -> str:
         """A factor is called by its own name; as the only one longer than 1, by that of the last."""
@@ -137,7 +147,7 @@ class Application:
                 others = [factor.name for factor in factors if isinstance(factor, Name) and factor.name != name]
                 if all(self.lengths.known.get(other) == 1 for other in others):
                     return factors[-1].name
-        return name
+        return name if len(name) > 1 else "neuron"
 
     # ---- outputs
 

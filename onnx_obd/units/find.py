@@ -12,12 +12,10 @@ import numpy as np
 
 from onnx_obd.graph.weights import Path, find_stored
 from onnx_obd.mirror.mirror import Mirror
-from onnx_obd.units.atoms import Axis
+from onnx_obd.units.kept import Kept, stuck
 from onnx_obd.units.trace import Trace, TracedStep, Value, trace
 
-KINDS = (
-    "head", "num_heads", "kv_num_heads", "head dimension", "hidden_size", "embedding", "group", "channel", "neuron",
-)  # fmt: skip
+KINDS = ("head", "head dimension", "hidden_size", "embedding", "group", "channel", "neuron")
 """In this order the kind of a unit is chosen among the names of the axes on which it was met."""
 
 
@@ -37,7 +35,8 @@ class Unit:
     """What is removed as a whole: all slices, or none.
 
     ``family``: units that are alike, of which one at least must stay. ``nodes``: those that compute it from weights.
-    ``elements``: weights in its slices. ``macs``: multiplications that go with it, per run on the sample.
+    ``elements``: weights in its slices. ``macs``: multiplications that go with it, per run on the sample. ``paired``:
+    it is also summed over between two activations, such as queries and keys, where no slice says so.
     """
 
     id: int
@@ -47,6 +46,7 @@ class Unit:
     slices: tuple[TensorSlice, ...]
     elements: int
     macs: int
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,48 +89,44 @@ class UnitMap:
         return sum(math.prod(old) - math.prod(new) for old, new in sizes)
 
 
-class Kept:
-    """Which indices of which axes stay when some atoms go."""
-
-    def __init__(self, found: Trace, removed: Collection[int]):
-        self.trace = found
-        self._gone = np.zeros(found.atoms.count, bool)
-        self._gone[list(removed)] = True
-
-    def axis(self, axis: Axis) -> np.ndarray:
-        return ~self._gone[self.trace.atoms.resolve(axis).labels].any(0)
-
-    def value(self, value: Value) -> list[np.ndarray]:
-        return [self.axis(axis) for axis in self.trace.axes.get(value, ())]
-
-    def lengths(self, value: Value) -> list[int]:
-        return [int(kept.sum()) for kept in self.value(value)]
-
-
 def find_units(mirror: Mirror, inputs: Sequence[Any]) -> UnitMap:
     """All units that the graph lets go, found on one sample (``inputs`` as for calling the mirror).
 
     Nothing is tried out here: see ``surgery.shrink_confirm``.
     """
     found = trace(mirror, inputs)
-    contents = _contents(found)
+    atoms, contents = found.atoms, _contents(found)
     _freeze_the_last(found, contents)
     places = _places(contents)
-    names, makers, macs = stored_names(mirror, found), _makers(found), _macs(found)
-    families: dict[tuple[int, ...], int] = {}
-    units, frozen = [], defaultdict(int)
-    for atom, kinds in sorted(found.atoms.kinds.items()):
-        kind, nodes = next((k for k in KINDS if k in kinds), min(kinds)), tuple(makers.get(atom, ()))
-        if atom in found.atoms.reasons:
-            frozen[kind, nodes, found.atoms.reasons[atom]] += 1
-        elif atom in places:
-            family = families.setdefault(tuple(places[atom]), len(families))
-            slices, elements = _slices(found, names, atom, (contents[number] for number in places[atom]))
-            units.append(Unit(atom, kind, family, nodes, tuple(slices), elements, macs.get(atom, 0)))
+    called = {atom: next((k for k in KINDS if k in kinds), min(kinds)) for atom, kinds in sorted(atoms.kinds.items())}
+    families: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for atom in called:
+        if atom in places and atom not in atoms.reasons:
+            families[tuple(places[atom])].append(atom)
+    reasons = stuck(found, [members[0] for members in families.values()])
+    for members in families.values():
+        if members[0] in reasons:
+            atoms.reasons |= dict.fromkeys(members, reasons[members[0]])
+    names, makers, macs, paired = stored_names(mirror, found), _makers(found), _macs(found), _paired(found)
+    units = []
+    for number, members in enumerate(families.values()):
+        for atom in members if members[0] not in reasons else ():
+            nodes = tuple(makers.get(atom, ()))
+            slices, elements = _slices(found, names, atom, (contents[i] for i in places[atom]))
+            units.append(
+                Unit(atom, called[atom], number, nodes, slices, elements, macs.get(atom, 0), atom in paired)
+            )
     total = sum(work for step in found.steps for work, _ in step.correspondence.work)
     elements = sum(math.prod(axis.length for axis in found.axes.get(value, ())) for value in found.stored)
-    listed = tuple(Frozen(*key[:2], count, key[2]) for key, count in frozen.items())
-    return UnitMap(tuple(units), listed, total, elements, found)
+    return UnitMap(tuple(units), _frozen(found, called, makers), total, elements, found)
+
+
+def _frozen(found: Trace, called: dict[int, str], makers: dict[int, list[str]]) -> tuple[Frozen, ...]:
+    counts: dict[tuple, int] = defaultdict(int)
+    for atom, kind in called.items():
+        if atom in found.atoms.reasons:
+            counts[kind, tuple(makers.get(atom, ())), found.atoms.reasons[atom]] += 1
+    return tuple(Frozen(kind, nodes, count, reason) for (kind, nodes, reason), count in counts.items())
 
 
 @dataclass
@@ -189,7 +185,7 @@ def stored_names(mirror: Mirror, found: Trace) -> dict[Value, str]:
 
 def _slices(
     found: Trace, names: dict[Value, str], atom: int, contents: Iterable[Content]
-) -> tuple[list[TensorSlice], int]:
+) -> tuple[tuple[TensorSlice, ...], int]:
     """An atom's slices of stored tensors, and how many weights are in them; what two axes share counts once."""
     slices, left = [], {}
     for content in contents:
@@ -201,7 +197,18 @@ def _slices(
                 lengths = left.setdefault(value, [a.length for a in found.axes[value]])
                 lengths[axis] -= len(indices)
     sizes = (math.prod(a.length for a in found.axes[value]) - math.prod(rest) for value, rest in left.items())
-    return slices, sum(sizes)
+    return tuple(slices), sum(sizes)
+
+
+def _paired(found: Trace) -> set[int]:
+    """The atoms that are summed over between two operands of which none is constant."""
+    return {
+        int(atom)
+        for step in found.steps
+        for position, axis in step.correspondence.summed
+        if not step.node.constant[position]
+        for atom in np.unique(found.atoms.resolve(found.axes[step.inputs[position]][axis]).labels)
+    }
 
 
 def _makers(found: Trace) -> dict[int, list[str]]:

@@ -7,7 +7,7 @@ freezes what it captures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,10 @@ Value = int
 
 @dataclass(frozen=True)
 class TracedStep:
-    """One node as it ran. ``folded``: its outputs follow from constants and shapes alone."""
+    """One node as it ran.
+
+    ``folded``: its outputs follow from constants and shapes alone. ``moves``: it was run on labels.
+    """
 
     step: Step
     inputs: tuple[Value, ...]
@@ -38,6 +41,7 @@ class TracedStep:
     node: Node
     correspondence: Correspondence
     folded: bool
+    moves: bool
 
 
 @dataclass
@@ -57,12 +61,12 @@ class Trace:
     known: dict[Value, torch.Tensor] = field(default_factory=dict)
     variable: set[Value] = field(default_factory=set)
     consumed: set[tuple[Value, int]] = field(default_factory=set)
+    _count: int = 0
 
     def value(self) -> Value:
+        """The number of a new value."""
         self._count += 1
         return self._count
-
-    _count: int = 0
 
     def freeze(self, values: Sequence[Value], why: str) -> None:
         for value in values:
@@ -161,12 +165,16 @@ class _Tracer:
     def _step(self, step: Step, values: Sequence[Any], sources: tuple[Value, ...], result: tuple) -> list[Value]:
         found = self.found
         constant = [number not in found.variable for number in sources]
-        node = Node(step.operator, step.attributes, tuple(values), result, constant)
         folded = not step.operator.random and (step.operator.shape_only or all(constant))
+        if folded and step.path and not step.inputs and isinstance(result[0], torch.Tensor):
+            name = next(name for name in step.attributes if "value" in name)
+            return [self._store(result[0], (*step.path, name))]
+        node = Node(step.operator, step.attributes, tuple(values), result, constant)
         for position in step.host:
-            if position < len(sources):
-                found.freeze([sources[position]], f"node {step.node} reads it as a parameter")
-        axes, correspondence = self._axes(step, node, sources)
+            found.freeze(sources[position : position + 1], f"node {step.node} reads it as a parameter")
+        rule = self._rule(node)
+        moves = rule is not None and rule.startswith(MOVED)
+        axes, correspondence = self._axes(step, node, sources, rule)
         outputs = []
         for value, of_value in zip(result, axes, strict=True):
             number = found.value()
@@ -176,23 +184,22 @@ class _Tracer:
             if not folded:
                 found.variable.add(number)
             self._keep(number, value)
-        if step.path and not step.inputs and isinstance(result[0], torch.Tensor) and folded:
-            outputs = [self._constant_node(step, result[0])]
         found.consumed |= correspondence.consumed
-        found.steps.append(TracedStep(step, sources, tuple(outputs), node_without_values(node), correspondence, folded))
+        own = TracedStep(step, sources, tuple(outputs), _without_values(node), correspondence, folded, moves)
+        found.steps.append(own)
         return outputs
 
-    def _constant_node(self, step: Step, value: torch.Tensor) -> Value:
-        name = next(name for name in step.attributes if "value" in name)
-        return self._store(value, (*step.path, name))
+    def _rule(self, node: Node) -> str | None:
+        operator = node.operator
+        rule = operator.axes or (ELEMENTWISE if operator.second is elementwise else None)
+        return rule(node) if isinstance(rule, Callable) else rule
 
     def _axes(
-        self, step: Step, node: Node, sources: tuple[Value, ...]
+        self, step: Step, node: Node, sources: tuple[Value, ...], rule: str | None
     ) -> tuple[list[list[Axis] | None], Correspondence]:
-        operator, axes = step.operator, [self.found.axes.get(number) for number in sources]
-        axes = [None if position in step.host else of_value for position, of_value in enumerate(axes)]
-        rule = operator.axes or (ELEMENTWISE if operator.second is elementwise else None)
-        rule = rule(node) if isinstance(rule, Callable) else rule
+        """The axes of the outputs; without a rule that fits, everything freezes."""
+        axes = [None if p in step.host else self.found.axes.get(number) for p, number in enumerate(sources)]
+        why = f"node {step.node} has no rule for its axes"
         try:
             if rule is not None and rule.startswith(MOVED):
                 return self._moved(step, node, axes, rule.removeprefix(MOVED))
@@ -200,10 +207,9 @@ class _Tracer:
                 return Application(self.atoms, parse(rule), node, step.node, axes).run()
         except Unreadable as error:
             why = f"node {step.node}: {error}"
-        else:
-            why = f"node {step.node} has no rule for its axes"
-        self.found.freeze(() if operator.shape_only else sources, why)
-        return [self._bare(value, why) for value in node.outputs], Correspondence()
+        self.found.freeze(() if step.operator.shape_only else sources, why)
+        bare_axes = [[bare(n, why) for n in y.shape] if isinstance(y, torch.Tensor) else None for y in node.outputs]
+        return bare_axes, Correspondence()
 
     def _moved(self, step: Step, node: Node, axes: list, rest: str) -> tuple[list[list[Axis] | None], Correspondence]:
         """The first input's axes by running, what ``rest`` says of the others."""
@@ -216,9 +222,6 @@ class _Tracer:
                 if axis.labelled:
                     mine[position] = self.atoms.unite(mine[position], axis, f"node {step.node}")
         return outputs, correspondence
-
-    def _bare(self, value: Any, why: str) -> list[Axis] | None:
-        return [bare(length, why) for length in value.shape] if isinstance(value, torch.Tensor) else None
 
 
 class _Followed:
@@ -246,17 +249,13 @@ class _Followed:
         return tuple(env[slot] for slot in program.outputs)
 
 
-def node_without_values(node: Node) -> Node:
-    """The node with shapes instead of tensors: what is kept when it has run."""
+def _without_values(node: Node) -> Node:
+    """The node with shapes instead of tensors, but for small constants: what is kept when it has run."""
 
-    def shape(value: Any, keep: bool = False) -> Any:
-        if not isinstance(value, torch.Tensor) or (keep and value.numel() <= SMALL):
+    def shape(value: Any, constant: bool = False) -> Any:
+        if not isinstance(value, torch.Tensor) or (constant and value.numel() <= SMALL):
             return value
         return torch.empty(()).expand(value.shape)
 
     inputs = tuple(map(shape, node.inputs, node.constant))
     return Node(node.operator, node.attributes, inputs, tuple(map(shape, node.outputs)), node.constant)
-
-
-def body_names(step: Step) -> Mapping[str, Any]:
-    return dict(step.call.bodies) if step.bodies else {}

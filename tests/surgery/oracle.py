@@ -17,13 +17,13 @@ from onnx_obd.units.find import Unit
 def zero_consumers(proto: onnx.ModelProto, removed: Collection[Unit]) -> onnx.ModelProto:
     """The model with zeros wherever a stored tensor is summed over an index that goes.
 
-    A unit that is summed over between two activations alone (a dimension of queries and keys) has no such tensor: what
-    produces it is zeroed instead.
+    Where a unit is summed over between two activations (a dimension of queries and keys) there is no such tensor: then
+    all that the unit has is zeroed.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     for unit in removed:
-        for piece in [piece for piece in unit.slices if piece.summed] or unit.slices:
+        for piece in unit.slices if unit.paired else [piece for piece in unit.slices if piece.summed]:
             target = holder(result, piece.path)
             array = np.array(read_stored(target))
             array[(slice(None),) * piece.axis + (list(piece.indices),)] = 0

@@ -74,6 +74,8 @@ def _from_start(index: torch.Tensor, length: int) -> torch.Tensor:
 def _gather_axes(node: Node) -> str:
     """Constant indices are followed one by one; those that depend on data may pick anything."""
     data, axis = names(node.rank), node.get("axis") % node.rank
+    if node.rank == 2 and axis == 0:
+        data[1] = "embedding"
     index = [f"index{i}" for i in range(node.inputs[1].dim())]
     outer = " ".join(index), " ".join([*data[:axis], *index, *data[axis + 1 :]])
     if node.constant[1]:

@@ -1,0 +1,103 @@
+"""What stays when some atoms go; and whether nodes that move elements can do without."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from onnx_obd.mirror.axes import ShrunkNode
+from onnx_obd.mirror.program import to_host
+from onnx_obd.units.atoms import Axis
+from onnx_obd.units.trace import Trace, TracedStep, Value
+
+
+class Kept:
+    """Which indices of which axes stay when the atoms ``removed`` go."""
+
+    def __init__(self, found: Trace, removed: Collection[int]):
+        self.trace = found
+        self._gone = np.zeros(found.atoms.count, bool)
+        self._gone[list(removed)] = True
+        self._values: dict[Value, list[np.ndarray]] = {}
+
+    def axis(self, axis: Axis) -> np.ndarray:
+        """True for the indices that stay."""
+        return ~self._gone[self.trace.atoms.resolve(axis).labels].any(0)
+
+    def value(self, value: Value) -> list[np.ndarray]:
+        if value not in self._values:
+            self._values[value] = [self.axis(axis) for axis in self.trace.axes.get(value, ())]
+        return self._values[value]
+
+    def lengths(self, value: Value) -> list[int]:
+        return [int(kept.sum()) for kept in self.value(value)]
+
+    def node(self, step: TracedStep) -> ShrunkNode:
+        node = step.node
+        inputs, outputs = ([self.value(value) for value in values] for values in (step.inputs, step.outputs))
+        return ShrunkNode(node.operator, node.attributes, node.inputs, node.outputs, node.constant, inputs, outputs)
+
+    def touches(self, step: TracedStep) -> bool:
+        return any(not kept.all() for value in step.inputs for kept in self.value(value))
+
+
+def stuck(found: Trace, atoms: Iterable[int]) -> dict[int, str]:
+    """The atoms that a node which moves elements cannot do without, and why.
+
+    Such a node is run once more without the atom's elements, its parameters spelling the sizes that are left: what it
+    returns must be what it returned before, without the atom's.
+    """
+    moves = [step for step in found.steps if step.moves]
+    reasons = {}
+    for atom in atoms:
+        kept = Kept(found, {atom})
+        failing = next((step for step in moves if kept.touches(step) and not _goes_on(step, kept)), None)
+        if failing is not None:
+            reasons[atom] = f"node {failing.step.node} cannot do without it"
+    return reasons
+
+
+def _goes_on(step: TracedStep, kept: Kept) -> bool:
+    operator, node = step.step.operator, kept.node(step)
+    x = torch.arange(node.inputs[0].numel(), dtype=torch.float64).reshape(node.inputs[0].shape)
+    before = _call(step, {}, x)
+    spelled = operator.spelled(node) if operator.spelled is not None else {}
+    try:
+        after = _call(step, spelled, _without(x, node.kept_inputs[0]))
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return False
+    pairs = zip(before, after, node.kept_outputs, strict=True)
+    return all(torch.equal(_without(old, masks), new) for old, new, masks in pairs)
+
+
+def _call(step: TracedStep, parameters: dict[str, Any], x: torch.Tensor) -> tuple:
+    """The node's outputs with other parameters."""
+    operator, inputs = step.step.operator, [x, *step.node.inputs[1:]]
+    attributes = dict(step.step.attributes)
+    for position, parameter in enumerate(operator.parameters):
+        if parameter.name not in parameters:
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            attributes[parameter.name] = parameters[parameter.name]
+        else:
+            inputs += [None] * (position + 1 - len(inputs))
+            inputs[position] = _like(inputs[position], parameters[parameter.name])
+    inputs = [to_host(value) if position in step.step.host else value for position, value in enumerate(inputs)]
+    result = partial(operator.function, **attributes)(*inputs)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _like(old: Any, new: list[int]) -> Any:
+    if not isinstance(old, torch.Tensor):
+        return tuple(new)
+    return torch.tensor(new, dtype=old.dtype).reshape(old.shape if old.numel() == len(new) else -1)
+
+
+def _without(x: torch.Tensor, masks: list[np.ndarray]) -> torch.Tensor:
+    for axis, mask in enumerate(masks):
+        x = x.index_select(axis, torch.from_numpy(np.flatnonzero(mask)))
+    return x

@@ -1,0 +1,114 @@
+"""Shrinking, judged by onnxruntime: with the consumers of what goes zeroed, original and shrunk model agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_obd.errors import UsageError
+from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.values import to_torch
+from onnx_obd.surgery.shrink import shrink
+from onnx_obd.surgery.shrink_confirm import confirmed_units
+from onnx_obd.units.find import Unit, UnitMap
+from tests.surgery import networks_of_sequences  # noqa: F401  (registers its networks)
+from tests.surgery.graphs import feeds_of
+from tests.surgery.networks import NETWORKS
+from tests.surgery.oracle import run, some_of_each, zero_consumers
+
+TOLERANCE = 2e-5
+
+
+def units_of(model: onnx.ModelProto, batch: int = 1) -> UnitMap:
+    mirror = Mirror(model)
+    feeds = feeds_of(model, batch)
+    return confirmed_units(mirror, [to_torch(feeds[name]) for name in mirror.input_names])
+
+
+def sizes(units: UnitMap) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for members in units.families().values():
+        found.setdefault(members[0].kind, []).append(len(members))
+    return {kind: sorted(counts) for kind, counts in found.items()}
+
+
+def is_valid(model: onnx.ModelProto) -> bool:
+    """By the checker with shape inference, which does not know every operator."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
+
+
+def check(
+    model: onnx.ModelProto, removed: Sequence[Unit], units: UnitMap, tolerance: float = TOLERANCE
+) -> onnx.ModelProto:
+    """The shrunk model, after it was compared with the original for two batch sizes."""
+    before = model.SerializeToString()
+    smaller = shrink(model, units, removed)
+    assert model.SerializeToString() == before
+    if is_valid(model):
+        assert is_valid(smaller)
+    assert [value.name for value in smaller.graph.output] == [value.name for value in model.graph.output]
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for old, new in zip(model.graph.input, smaller.graph.input, strict=True):
+        assert old == new or old.name in stored
+    zeroed = zero_consumers(model, removed)
+    for batch in (1, 3):
+        feeds = feeds_of(model, batch, seed=batch)
+        expected = run(zeroed, feeds)
+        assert any(np.ptp(value) > 1e-3 for value in expected), "a constant output proves nothing"
+        pairs = zip(expected, run(model, feeds), strict=True)
+        assert not all(np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs), "nothing depends on what goes"
+        for ours, theirs in zip(run(smaller, feeds), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+    return smaller
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network(name: str) -> None:
+    build, expected = NETWORKS[name]
+    model = build()
+    units = units_of(model)
+    assert sizes(units) == {kind: sorted(counts) for kind, counts in expected.items()}, units.frozen
+    smaller = check(model, some_of_each(units.units, 0.3), units)
+    elements = [sum(int(np.prod(t.dims)) for t in m.graph.initializer) for m in (model, smaller)]
+    assert elements[1] < elements[0]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_families_one_by_one(name: str) -> None:
+    """All but one of a family at a time."""
+    model = NETWORKS[name][0]()
+    units = units_of(model)
+    for number, members in enumerate(units.families().values()):
+        kept = number % len(members)
+        check(model, members[:kept] + members[kept + 1 :], units)
+
+
+def test_again() -> None:
+    """A shrunk model is a model: what is left of it shrinks again."""
+    model = NETWORKS["attention"][0]()
+    for seed in range(2):
+        units = units_of(model)
+        model = check(model, some_of_each(units.units, 0.4, seed), units)
+    assert not units_of(model).units, "one head of one dimension is left"
+
+
+def test_refuses_to_empty_an_axis() -> None:
+    model = NETWORKS["mlp"][0]()
+    units = units_of(model)
+    family = units.families()[units.units[0].family]
+    with pytest.raises(UsageError, match="one at least must stay"):
+        shrink(model, units, family)
+
+
+def test_refuses_units_of_another_model() -> None:
+    units = units_of(NETWORKS["mlp"][0]())
+    stranger = units_of(NETWORKS["residual"][0]()).units[0]
+    with pytest.raises(UsageError, match="not one of this model's"):
+        shrink(NETWORKS["mlp"][0](), units, [stranger])
