@@ -164,7 +164,7 @@ def _trust(rounds: Sequence[Round]) -> list[str]:
     if left is None:
         return []
     return [
-        f"up to {100 * left.sparsity:.0f} % the loss rose by {left.measured_since_original:.3g} where second "
+        f"up to {100 * left.sparsity:.0f} % the loss changed by {left.measured_since_original:.3g} where its "
         f"derivatives predict {left.predicted_jointly:.3g}: from there on trust what is measured, not what is predicted"
     ]
 

@@ -62,6 +62,10 @@ class Plan:
         return self.deleted / self.total if self.total else 0.0
 
 
+NEGLIGIBLE_LOSS = 1e-4
+"""A change of the loss (nats, or half a variance of the output) that nobody would notice."""
+
+
 @dataclass(frozen=True)
 class Round:
     """One round of deletion: what was predicted and what happened.
@@ -83,10 +87,12 @@ class Round:
 
     @property
     def left_band(self) -> bool:
-        """Did the loss rise by less than half or more than twice what second derivatives predict?"""
-        if self.predicted_jointly is None or self.measured_since_original is None:
+        """Did the loss change by less than half or more than twice what derivatives predict, and not negligibly?"""
+        predicted, measured = self.predicted_jointly, self.measured_since_original
+        if predicted is None or measured is None or max(abs(predicted), abs(measured)) < NEGLIGIBLE_LOSS:
             return False
-        return not 0.5 * self.predicted_jointly <= self.measured_since_original <= 2 * self.predicted_jointly
+        low, high = sorted((0.5 * predicted, 2 * predicted))
+        return not low <= measured <= high
 
 
 @dataclass(frozen=True)
