@@ -118,7 +118,7 @@ def depth_to_space() -> onnx.ModelProto:
     g = Graph()
     y = g.op("DepthToSpace", g.op("Relu", g.conv(image(g), 3, 12)), blocksize=2, mode="DCR")
     y = g.op("DepthToSpace", g.op("Relu", g.conv(y, 3, 20)), blocksize=2, mode="CRD")
-    y = g.op("GlobalMaxPool", g.op("SpaceToDepth", y, blocksize=2))
+    y = g.op("GlobalAveragePool", g.op("SpaceToDepth", y, blocksize=2))
     return g.model(g.dense(g.op("Sigmoid", g.dense(g.op("Flatten", y), 20, 6)), 6, 4))
 
 
