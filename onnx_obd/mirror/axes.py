@@ -140,33 +140,42 @@ def _term(text: str, lengths: dict[str, int]) -> tuple:
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != "".join(text.split()):
         raise ValueError(f"axes: cannot read '{text}'")
-    return tuple(_sequence(tokens, None, lengths))
+    return tuple(_sequence(tokens, "", lengths))
 
 
-def _sequence(tokens: list[str], end: str | None, lengths: dict[str, int]) -> list:
+def _sequence(tokens: list[str], end: str, lengths: dict[str, int]) -> list:
+    """The items up to the token ``end``; those of a sum stand between "+" signs."""
     found: list = []
     while tokens:
-        match tokens.pop(0):
-            case token if token == end:
-                return found
-            case "(":
-                found.append(Product(tuple(_sequence(tokens, ")", lengths))))
-            case "[":
-                found.append(Sum(tuple(_sequence(tokens, "]", lengths))))
-            case "+":
-                continue
-            case "_":
-                found.append(Along())
-            case "..." | "_*" as several:
-                found.append(several)
-            case token if token.isdigit():
-                found.append(Fixed(int(token)))
-            case token:
-                name, _, length = token.partition("=")
-                if length:
-                    lengths[name] = int(length)
-                found.append(Name(name.rstrip("'"), name.endswith("'")))
+        token = tokens.pop(0)
+        if token == end:
+            return found
+        if found and end == "]":
+            token = tokens.pop(0) if token == "+" and tokens else ""
+        found.append(_item(token, tokens, lengths))
+    if end:
+        raise ValueError(f"axes: '{end}' is missing")
     return found
+
+
+def _item(token: str, tokens: list[str], lengths: dict[str, int]) -> Expression | str:
+    match token:
+        case "(":
+            return Product(tuple(_sequence(tokens, ")", lengths)))
+        case "[":
+            return Sum(tuple(_sequence(tokens, "]", lengths)))
+        case "_":
+            return Along()
+        case "..." | "_*":
+            return token
+        case ")" | "]" | "+" | "":
+            raise ValueError(f"axes: '{token}' does not belong here")
+    if token.isdigit():
+        return Fixed(int(token))
+    name, _, length = token.partition("=")
+    if length:
+        lengths[name] = int(length)
+    return Name(name.rstrip("'"), name.endswith("'"))
 
 
 def expand(term: tuple, rank: int) -> list[Expression]:
@@ -261,7 +270,9 @@ def position_kept(kept: np.ndarray, position: int) -> int:
     length = len(kept)
     if position >= length or position < -length:
         return position
-    return int(kept[:position].sum()) if position >= 0 else -int(kept[position:].sum())
+    if position >= 0 or not kept[position:].any():  # -0 would be the beginning
+        return int(kept[:position].sum())
+    return -int(kept[position:].sum())
 
 
 def renumbered(kept: np.ndarray, indices: Sequence[int]) -> list[int]:

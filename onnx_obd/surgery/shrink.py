@@ -38,8 +38,9 @@ def shrink(proto: onnx.ModelProto, units: UnitMap, removed: Collection[Unit]) ->
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     _cut_tensors(result, units, kept, edits)
-    for (path, name), value in edits.attributes.items():
-        _set_attribute(_node(result, path), name, value)
+    for (path, name), (old, new) in edits.attributes.items():
+        if new != old:
+            _set_attribute(_node(result, path), name, new)
     for (path, position), numbers in edits.own.items():
         _give_own(result, path, position, numbers)
     _mend_shapes(result, units, kept)

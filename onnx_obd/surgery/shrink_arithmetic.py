@@ -30,11 +30,11 @@ def reader_of(step: TracedStep, position: int) -> Reader:
 class Edits:
     """What has to change beside the slices that go.
 
-    ``attributes``: (node, attribute) -> value, None to remove it. ``stored``: stored value -> its new numbers, without
-    the slices that go. ``own``: (node, input) -> the numbers that this node alone is to read there.
+    ``attributes``: (node, attribute) -> old and new value, None where there is none. ``stored``: stored value -> its
+    new numbers, without the slices that go. ``own``: (node, input) -> what this node alone is to read there.
     """
 
-    attributes: dict[tuple[Path, str], Any] = field(default_factory=dict)
+    attributes: dict[tuple[Path, str], tuple[Any, Any]] = field(default_factory=dict)
     stored: dict[Value, np.ndarray] = field(default_factory=dict)
     own: dict[tuple[Path, int], np.ndarray] = field(default_factory=dict)
 

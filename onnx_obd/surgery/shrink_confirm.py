@@ -31,14 +31,10 @@ TOLERANCE = 1e-6
 SINGLE_TOLERANCE = 1e-3
 
 
-def confirmed_units(mirror: Mirror, inputs: Sequence[Any], *, share: float = 0.25, seed: int = 0) -> UnitMap:
-    """The units of ``find_units`` that were seen to go, on the sample ``inputs``; the others are among ``frozen``.
-
-    Args:
-        share: of every family, how much is removed to try.
-    """
+def confirmed_units(mirror: Mirror, inputs: Sequence[Any], *, seed: int = 0) -> UnitMap:
+    """The units of ``find_units`` that were seen to go, on the sample ``inputs``; the others are among ``frozen``."""
     units = find_units(mirror, inputs)
-    trial = _Trial(mirror, inputs, units, share, np.random.default_rng(seed))
+    trial = _Trial(mirror, inputs, units, np.random.default_rng(seed))
     faults = trial.faults(list(units.families()))
     good = tuple(unit for unit in units.units if unit.family not in faults)
     counts: dict[tuple, int] = defaultdict(int)
@@ -54,11 +50,11 @@ class _Trial:
     mirror: Mirror
     inputs: Sequence[Any]
     units: UnitMap
-    share: float
     generator: np.random.Generator
 
     def __post_init__(self) -> None:
         self.families = self.units.families()
+        self.some = self._some()
         self.exact = not self.mirror.boundaries  # onnxruntime runs those in the precision they were written for
         self.reference = self._mirror(self.mirror.proto)
 
@@ -68,14 +64,13 @@ class _Trial:
 
     def faults(self, families: Sequence[int]) -> dict[int, str]:
         """The families that do not go, and why."""
-        families = [family for family in families if len(self.families[family]) > 1]
-        lonely = {family: "nothing would be left without it" for family, m in self.families.items() if len(m) == 1}
-        return lonely | self._halve(families)
+        lonely = {family: "it is the only one of its family" for family, m in self.families.items() if len(m) == 1}
+        return lonely | self._halve([family for family in families if family in self.some])
 
     def _halve(self, families: Sequence[int]) -> dict[int, str]:
         if not families:
             return {}
-        reason = self._try([unit for family in families for unit in self._some(self.families[family])])
+        reason = self._try([unit for family in families for unit in self.some[family]])
         if reason is None:
             return {}
         if len(families) == 1:
@@ -83,9 +78,16 @@ class _Trial:
         middle = len(families) // 2
         return self._halve(families[:middle]) | self._halve(families[middle:])
 
-    def _some(self, members: Sequence[Unit]) -> list[Unit]:
-        count = min(len(members) - 1, max(1, round(self.share * len(members))))
-        return [members[i] for i in sorted(self.generator.choice(len(members), count, replace=False))]
+    def _some(self) -> dict[int, list[Unit]]:
+        """Of every family some, and of families of one size as different numbers as can be."""
+        alike: dict[int, int] = defaultdict(int)
+        found = {}
+        for family, members in self.families.items():
+            if (size := len(members)) > 1:
+                count = 1 + alike[size] % (size - 1)
+                alike[size] += 1
+                found[family] = [members[i] for i in self.generator.choice(size, count, replace=False)]
+        return found
 
     def _try(self, removed: Collection[Unit]) -> str | None:
         """Why these do not go; None if they do."""
@@ -100,7 +102,7 @@ class _Trial:
             expected = without(self.reference, self.inputs, self.units, kept)
         for name, ours, theirs in zip(self.mirror.output_names, found, expected, strict=True):
             if not _close(ours, theirs, TOLERANCE if self.exact else SINGLE_TOLERANCE):
-                return f"output '{name}' is another one without it"
+                return f"to remove it changes output '{name}' in another way than to leave it out of every sum"
         return None
 
 
@@ -142,10 +144,10 @@ def _cut_step(step: Step, cuts: Cuts) -> Step:
         bodies = {name: (_cut(program, cuts), count) for name, (program, count) in call.bodies.items()}
         return replace(step, call=CallWithBodies(call.function, call.own_inputs, bodies))
     own = cuts.get((step.path, step.node))
-    return step if own is None else replace(step, call=partial(_call_without, step, own))
+    return step if own is None else replace(step, call=partial(call_without, step, own))
 
 
-def _call_without(step: Step, cuts: Sequence[tuple[int, int, torch.Tensor]], *values: Any) -> Any:
+def call_without(step: Step, cuts: Sequence[tuple[int, int, torch.Tensor]], *values: Any) -> Any:
     values = list(values)
     for position, axis, mask in cuts:
         value = plain(values[position])

@@ -70,7 +70,7 @@ def _of_step(step: TracedStep, trace: Trace, kept: Kept, edits: Edits) -> Iterat
     """What the parameters of one node must be; those that are attributes go into the edits."""
     operator, found = step.step.operator, {}
     for name, axis in step.correspondence.names.items():
-        if name in operator.keywords and step.node.get(name) and not kept.axis(axis).all():
+        if name in operator.keywords and step.node.get(name):
             found[name] = int(kept.axis(axis).sum())
     if operator.spelled is not None:
         found |= operator.spelled(kept.node(step))
@@ -79,8 +79,7 @@ def _of_step(step: TracedStep, trace: Trace, kept: Kept, edits: Edits) -> Iterat
         old = step.node.get(name)
         old = list(old) if isinstance(old, tuple) else old
         if name in operator.keywords:
-            if new != old:
-                _set_attribute(edits, step, name, new)
+            _set_attribute(edits, step, name, old, new)
         elif isinstance(old, torch.Tensor) or new != old or step.inputs[positions[name]] in trace.known:
             yield Requirement(step, positions[name], new)
 
@@ -92,10 +91,12 @@ def _node_path(step: TracedStep, where: str) -> Path:
     return step.step.path
 
 
-def _set_attribute(edits: Edits, step: TracedStep, name: str, new: Any) -> None:
+def _set_attribute(edits: Edits, step: TracedStep, name: str, old: Any, new: Any) -> None:
+    """``edits`` also holds what must stay as it is: a node inside a function may be run for several calls."""
     if step.step.path is None:
-        raise CannotShrink(f"node {step.step.node}: '{name}' stands in a function that ONNX defines")
-    if edits.attributes.setdefault((step.step.path, name), new) != new:
+        if new != old:
+            raise CannotShrink(f"node {step.step.node}: '{name}' stands in a function that ONNX defines")
+    elif edits.attributes.setdefault((step.step.path, name), (old, new))[1] != new:
         raise CannotShrink(f"node {step.step.node}: '{name}' would have to differ between two calls of its function")
 
 

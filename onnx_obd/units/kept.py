@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,20 +64,19 @@ def stuck(found: Trace, atoms: Iterable[int]) -> dict[int, str]:
 def _goes_on(step: TracedStep, kept: Kept) -> bool:
     operator, node = step.step.operator, kept.node(step)
     x = torch.arange(node.inputs[0].numel(), dtype=torch.float64).reshape(node.inputs[0].shape)
-    before = _call(step, {}, x)
+    before = call_with(step, {}, [x, *node.inputs[1:]])
     spelled = operator.spelled(node) if operator.spelled is not None else {}
     try:
-        after = _call(step, spelled, _without(x, node.kept_inputs[0]))
+        after = call_with(step, spelled, [without(x, node.kept_inputs[0]), *node.inputs[1:]])
     except (RuntimeError, IndexError, ValueError, TypeError):
         return False
     pairs = zip(before, after, node.kept_outputs, strict=True)
-    return all(torch.equal(_without(old, masks), new) for old, new, masks in pairs)
+    return all(torch.equal(without(old, masks), new) for old, new, masks in pairs)
 
 
-def _call(step: TracedStep, parameters: dict[str, Any], x: torch.Tensor) -> tuple:
-    """The node's outputs with other parameters."""
-    operator, inputs = step.step.operator, [x, *step.node.inputs[1:]]
-    attributes = dict(step.step.attributes)
+def call_with(step: TracedStep, parameters: Mapping[str, Any], inputs: Sequence[Any]) -> tuple:
+    """The outputs of the node for other inputs and ``parameters``, named as in the function of its operator."""
+    operator, inputs, attributes = step.step.operator, list(inputs), dict(step.step.attributes)
     for position, parameter in enumerate(operator.parameters):
         if parameter.name not in parameters:
             continue
@@ -97,7 +96,8 @@ def _like(old: Any, new: list[int]) -> Any:
     return torch.tensor(new, dtype=old.dtype).reshape(old.shape if old.numel() == len(new) else -1)
 
 
-def _without(x: torch.Tensor, masks: list[np.ndarray]) -> torch.Tensor:
+def without(x: torch.Tensor, masks: Sequence[np.ndarray]) -> torch.Tensor:
+    """What is left of a tensor."""
     for axis, mask in enumerate(masks):
         x = x.index_select(axis, torch.from_numpy(np.flatnonzero(mask)))
     return x

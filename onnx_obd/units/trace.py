@@ -76,10 +76,10 @@ class Trace:
 
 def trace(mirror: Mirror, inputs: Sequence[Any]) -> Trace:
     """Run the mirror on ``inputs`` (as for calling it) and follow the atoms of every stored tensor."""
-    return _Tracer(mirror).run(inputs)
+    return Tracer(mirror).run(inputs)
 
 
-class _Tracer:
+class Tracer:
     def __init__(self, mirror: Mirror):
         self.mirror, self.found = mirror, Trace()
         self.atoms = self.found.atoms
@@ -92,12 +92,12 @@ class _Tracer:
         computed = {slot for step in program.steps for slot in step.outputs}
         for slot, path in self.mirror.stored_slots().items():
             if slot not in computed:  # integers stand behind a step from the parameter that holds their values
-                ids[slot] = self._store(env[slot], path)
+                ids[slot] = self.store(env[slot], path)
         for name, slot in zip(self.mirror.input_names, program.inputs, strict=True):
-            ids[slot] = self._opaque(env[slot], f"graph input '{name}'")
+            ids[slot] = self.opaque(env[slot], f"graph input '{name}'")
             found.variable.add(ids[slot])
         with torch.no_grad():
-            self._program(program, env, ids)
+            self.program(program, env, ids)
         for name, slot in zip(self.mirror.output_names, program.outputs, strict=True):
             found.freeze([ids[slot]], f"graph output '{name}'")
         found.names = {name: ids[slot] for name, slot in self.mirror.value_names.items() if ids[slot]}
@@ -105,7 +105,7 @@ class _Tracer:
 
     # ---- values
 
-    def _store(self, value: Any, path: Path) -> Value:
+    def store(self, value: Any, path: Path) -> Value:
         number = self.found.value()
         self.found.stored[number] = path
         if isinstance(value, torch.Tensor):
@@ -115,7 +115,7 @@ class _Tracer:
             self._keep(number, value)
         return number
 
-    def _opaque(self, value: Any, why: str) -> Value:
+    def opaque(self, value: Any, why: str) -> Value:
         number = self.found.value()
         if isinstance(value, torch.Tensor):
             self.found.axes[number] = [bare(length, why) for length in value.shape]
@@ -127,7 +127,7 @@ class _Tracer:
 
     # ---- programs
 
-    def _program(self, program: Program, env: list, ids: list[Value]) -> None:
+    def program(self, program: Program, env: list, ids: list[Value]) -> None:
         for step in program.steps:
             values = step.read_host([env[slot] for slot in step.inputs])
             sources = tuple(ids[slot] for slot in step.inputs)
@@ -135,7 +135,7 @@ class _Tracer:
                 result, outputs = self._with_bodies(step, values, sources)
             else:
                 result = run_step(step, env)
-                outputs = self._step(step, values, sources, result)
+                outputs = self.step(step, values, sources, result)
             for slot, value, number in zip(step.outputs, result, outputs, strict=False):
                 env[slot], ids[slot] = value, number if slot else 0
             for slot in step.release:
@@ -156,19 +156,19 @@ class _Tracer:
             if not body.ran:
                 self.found.freeze(captured[name], f"{why}: its {name} does not run on the sample")
         result = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-        outputs = [self._opaque(value, why) for value in result]
+        outputs = [self.opaque(value, why) for value in result]
         self.found.variable.update(outputs)
         return result, outputs
 
     # ---- nodes
 
-    def _step(self, step: Step, values: Sequence[Any], sources: tuple[Value, ...], result: tuple) -> list[Value]:
+    def step(self, step: Step, values: Sequence[Any], sources: tuple[Value, ...], result: tuple) -> list[Value]:
         found = self.found
         constant = [number not in found.variable for number in sources]
         folded = not step.operator.random and (step.operator.shape_only or all(constant))
         if folded and step.path and not step.inputs and isinstance(result[0], torch.Tensor):
             name = next(name for name in step.attributes if "value" in name)
-            return [self._store(result[0], (*step.path, name))]
+            return [self.store(result[0], (*step.path, name))]
         node = Node(step.operator, step.attributes, tuple(values), result, constant)
         for position in step.host:
             found.freeze(sources[position : position + 1], f"node {step.node} reads it as a parameter")
@@ -227,7 +227,7 @@ class _Tracer:
 class _Followed:
     """A body that is followed the first time it runs."""
 
-    def __init__(self, tracer: _Tracer, body: BoundBody, captured: Sequence[Value]):
+    def __init__(self, tracer: Tracer, body: BoundBody, captured: Sequence[Value]):
         self.tracer, self.body, self.captured, self.ran = tracer, body, captured, False
 
     @property
@@ -240,11 +240,11 @@ class _Followed:
         self.ran, program, tracer = True, self.body.program, self.tracer
         env = program.start((*inputs, *self.body.captured))
         ids = [0] * len(env)
-        own = [tracer._opaque(value, "input of a body") for value in inputs]
+        own = [tracer.opaque(value, "input of a body") for value in inputs]
         tracer.found.variable.update(own)
         for slot, number in zip(program.inputs, (*own, *self.captured), strict=True):
             ids[slot] = number
-        tracer._program(program, env, ids)
+        tracer.program(program, env, ids)
         tracer.found.freeze([ids[slot] for slot in program.outputs], "output of a body")
         return tuple(env[slot] for slot in program.outputs)
 

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 class Graph:
     """Collects nodes and initializers; every call returns the name of the value it makes."""
 
-    def __init__(self, opset: int = 17, seed: int = 0, dtype: type = np.float32):
+    def __init__(self, opset: int = 17, seed: int = 0, dtype: type = np.float32, prefix: str = ""):
         self.opset, self.generator, self.dtype = opset, np.random.default_rng(seed), dtype
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -22,7 +23,7 @@ class Graph:
         self.sparse: list[onnx.SparseTensorProto] = []
 
     def _name(self, prefix: str) -> str:
-        return f"{prefix}{len(self.nodes)}_{len(self.initializers)}"
+        return f"{self.prefix}{prefix}{len(self.nodes)}_{len(self.initializers)}"
 
     def input(self, name: str, *shape: int | str, elem_type: int = 0) -> str:
         elem_type = elem_type or helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
