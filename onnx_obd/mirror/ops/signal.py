@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from onnx_obd.mirror.registry import DType, Ints, op
@@ -15,6 +16,20 @@ def _complex(x):
     return x[..., 0] if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())
 
 
+def _transform(values, length, dim, inverse):
+    """The discrete Fourier transform of real or complex ``values`` along ``dim``, cut or filled up to ``length``.
+
+    ONNX takes numpy's for the truth, down to the rounding of what cancels out; torch's rounds otherwise. So numpy
+    computes single precision where it can: on the host, where no derivative is wanted.
+    """
+    single = values.dtype in (torch.float32, torch.complex64) and values.device.type == "cpu"
+    derived = (values.requires_grad and torch.is_grad_enabled()) or torch._C._are_functorch_transforms_active()
+    if single and not derived:
+        result = (np.fft.ifft if inverse else np.fft.fft)(values.detach().resolve_conj().numpy(), length, dim)
+        return torch.from_numpy(result.astype(np.complex64, copy=False))
+    return (torch.fft.ifft if inverse else torch.fft.fft)(values, length, dim)
+
+
 @op("DFT", 20)
 def dft(input, dft_length: Ints | None = None, axis: Ints | None = None, *, inverse=0, onesided=0):
     dim = axis[0] if axis else -2
@@ -22,7 +37,7 @@ def dft(input, dft_length: Ints | None = None, axis: Ints | None = None, *, inve
     length, values = dft_length[0] if dft_length else None, _complex(input)
     if inverse and onesided:
         return torch.fft.irfft(values, length, dim).unsqueeze(-1).to(input.dtype)
-    result = torch.fft.ifft(values, length, dim) if inverse else torch.fft.fft(values, length, dim)
+    result = _transform(values, length, dim, inverse)
     if onesided:
         result = result.narrow(dim, 0, result.shape[dim] // 2 + 1)
     return torch.view_as_real(result).to(input.dtype)
@@ -39,7 +54,7 @@ def stft(signal, frame_step: Ints, window=None, frame_length: Ints | None = None
     length = frame_length[0] if frame_length else window.shape[0]
     values = _complex(signal if signal.dim() == 3 else signal.unsqueeze(-1))
     frames = values.unfold(1, length, frame_step[0])
-    result = torch.fft.fft(frames if window is None else frames * window)
+    result = _transform(frames if window is None else frames * window, None, -1, inverse=0)
     return torch.view_as_real(result[..., : length // 2 + 1] if onesided else result).to(signal.dtype)
 
 
