@@ -25,37 +25,47 @@ def _logits_1(x, *, axis=1):
     return _rows(x, axis)
 
 
+def _stuck(x, axis):
+    """The distributions that no small change of their logits changes, as ``[..., 1, ...]``.
+
+    Where the largest logit is so large that the next number below it gets nothing (e^-spacing < epsilon), a softmax is
+    a step function of its logits; a row masked by the most negative float, or by minus infinity, is such a one. Its
+    derivative is zero, and the usual formula is rounding error times whatever made the logits so large.
+    """
+    epsilon = torch.finfo(x.dtype).eps
+    return x.detach().amax(axis, keepdim=True).abs() >= -math.log(epsilon) / epsilon
+
+
 def _softmax_second(call: Call, h):
     """dy_j/dx_i = y_j (delta_ij - y_i)."""
-    return _softmax_h(call.outputs[0], h[0], call.attributes.get("axis", -1))
+    return _softmax_h(call.inputs[0], call.outputs[0], h[0], call.attributes.get("axis", -1))
 
 
-def _softmax_h(y, h, axis):
+def _softmax_h(x, y, h, axis):
     square = y.square()
-    return (square * (h * (1 - 2 * y) + (square * h).sum(axis, keepdim=True)),)
+    found = square * (h * (1 - 2 * y) + (square * h).sum(axis, keepdim=True))
+    return (found.masked_fill(_stuck(x, axis), 0),)
 
 
 @op("Softmax", 13, second=_softmax_second, distribution=_logits, axes=along("axis"))
 def softmax(input, *, axis=-1):
+    if torch.is_grad_enabled() and input.requires_grad:
+        input = torch.where(_stuck(input, axis), input.detach(), input)
     if input.dtype == torch.float16:  # ONNX defines it step by step, and half precision shows every rounding
         exponential = (input - input.detach().amax(axis, keepdim=True)).exp()
         return exponential / exponential.sum(axis, keepdim=True)
-    if torch.is_grad_enabled() and input.requires_grad:
-        # A fully masked row is constant (not a number): it must not turn the gradients of all others into NaN.
-        dead = input.detach().amax(axis, keepdim=True) == -math.inf
-        return torch.softmax(input.masked_fill(dead, 0), axis).masked_fill(dead, math.nan)
     return torch.softmax(input, axis)
 
 
 def _softmax_1_second(call: Call, h):
     axis = call.attributes.get("axis", 1)
-    (found,) = _softmax_h(_rows(call.outputs[0], axis), _rows(h[0], axis), -1)
+    (found,) = _softmax_h(*(_rows(value, axis) for value in (call.inputs[0], call.outputs[0], h[0])), -1)
     return (found.reshape(h[0].shape),)
 
 
 @op("Softmax", 1, 11, second=_softmax_1_second, distribution=_logits_1, axes=along("axis", rest=True))
 def softmax_1(input, *, axis=1):
-    return torch.softmax(_rows(input, axis), -1).reshape(input.shape)
+    return softmax(_rows(input, axis)).reshape(input.shape)
 
 
 def _log_softmax_h(y, h, axis):
