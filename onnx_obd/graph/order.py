@@ -20,7 +20,7 @@ def run_order(nodes: Sequence[onnx.NodeProto]) -> Sequence[int]:
         ModelError: nodes wait for one another.
     """
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    needs = [{maker[name] for name in _reads(node) if name in maker} for node in nodes]
+    needs = [{maker[name] for name in reads(node) if name in maker} for node in nodes]
     if all(max(needed, default=-1) < index for index, needed in enumerate(needs)):
         return range(len(nodes))
     try:
@@ -30,7 +30,7 @@ def run_order(nodes: Sequence[onnx.NodeProto]) -> Sequence[int]:
         raise ModelError(f"nodes wait for one another's outputs: {' <- '.join(names)}") from error
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names a node reads, those that its graphs take from outside included."""
     yield from node.input
     for attribute in node.attribute:
@@ -39,5 +39,5 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
             own = {value.name for value in (*graph.input, *graph.initializer)}
             own |= {tensor.values.name for tensor in graph.sparse_initializer}
             own |= {name for inner in graph.node for name in inner.output}
-            read = [name for inner in graph.node for name in _reads(inner)]
+            read = [name for inner in graph.node for name in reads(inner)]
             yield from (name for name in (*read, *(value.name for value in graph.output)) if name not in own)

@@ -18,13 +18,13 @@ from onnx import AttributeProto
 
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import graph_inputs
-from onnx_obd.graph.order import run_order
+from onnx_obd.graph.order import reads, run_order
 from onnx_obd.graph.weights import FLOAT_TYPES, Path, Weight, find_stored, holder, read_tensor
-from onnx_obd.mirror.boundary import boundary
+from onnx_obd.mirror.boundary import boundary, open_graphs
 from onnx_obd.mirror.integer_weights import IntegerWeight, find_integer_weights
 from onnx_obd.mirror.program import CallWithBodies, Program, Step
 from onnx_obd.mirror.registry import Operator, lookup
-from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, from_tensor_proto, to_torch
+from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, Precision, from_tensor_proto, to_torch
 
 _UNREACHABLE: Path = ("unreachable",)
 
@@ -45,22 +45,6 @@ class Compiled:
     boundaries: list[str] = field(default_factory=list)  # nodes run by onnxruntime
     stored: dict[int, Path] = field(default_factory=dict)  # slot of a parameter or constant -> where it is stored
     integers: dict[str, IntegerWeight] = field(default_factory=dict)  # the weights that are stored as integers
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Which torch dtype stands for which, and where: what ``.double()`` or ``.to("cuda")`` change."""
-
-    dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
-    device: torch.device | None = None
-
-    def dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return self.dtypes.get(dtype, dtype)
-
-    def value(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(device=self.device, dtype=self.dtype(value.dtype))
-        return value
 
 
 def compile_model(proto: onnx.ModelProto, precision: Precision) -> Compiled:
@@ -207,7 +191,7 @@ class _Compiler:
     def _stored(self, scope: _Scope, path: Path, tensor: Any) -> int:
         """The slot of a stored tensor: a parameter if it is a weight of floats, otherwise a constant."""
         name = self.weight_at.get(path)
-        if name is not None and self.weights[name].elem_type in FLOAT_TYPES:
+        if self._is_float_weight(path):
             return scope.builder.from_root(self._parameter_slot(name))
         if name is None or path not in self.constant_at:
             slot = self.constant_at[path] = self.root.slot()
@@ -247,7 +231,7 @@ class _Compiler:
         if body is not None:
             self._inline(scope, node, label, body, None)
             return
-        self._boundary(scope, node, label)
+        self._boundary(scope, node, label, index)
 
     def _stored_in(self, scope: _Scope, node: onnx.NodeProto, index: int) -> Path | None:
         """Where the tensor stored in a node's own attribute (a Constant) is."""
@@ -373,12 +357,24 @@ class _Compiler:
             if actual:
                 scope.names[actual] = self._read(inner, name, f"function {body.name}")
 
-    def _boundary(self, scope: _Scope, node: onnx.NodeProto, label: str) -> None:
-        operator = boundary(node, label, scope.opsets, self.proto.ir_version, [scope.elem_type(n) for n in node.input])
-        inputs = tuple(self._read(scope, name, f"node {label}") for name in node.input)
+    def _boundary(self, scope: _Scope, node: onnx.NodeProto, label: str, index: int) -> None:
+        path = None if scope.path is None else (*scope.path, "node", index)
+        weights = {} if path is None else open_graphs(node, path, self._is_float_weight)
+        names = tuple(reads(node))
+        stored = {name: self.weights[self.weight_at[path]] for name, path in weights.items()}
+        types = [stored[name].elem_type if name in stored else scope.elem_type(name) for name in names]
+        slots = tuple(
+            scope.builder.from_root(self._parameter_slot(stored[name].name)) if name in stored
+            else self._read(scope, name, f"node {label}")
+            for name in names
+        )  # fmt: skip
+        operator = boundary(node, label, scope.opsets, self.proto.ir_version, names, types, self.precision)
         outputs = tuple(self._declare(scope, name) for name in node.output)
-        scope.builder.steps.append(Step(label, operator, operator.function, inputs, outputs))
+        scope.builder.steps.append(Step(label, operator, operator.function, slots, outputs))
         self.boundaries.append(label)
+
+    def _is_float_weight(self, path: Path) -> bool:
+        return path in self.weight_at and self.weights[self.weight_at[path]].elem_type in FLOAT_TYPES
 
 
 def _onnx_function(node: onnx.NodeProto, opset: int, scope: _Scope) -> onnx.FunctionProto | None:

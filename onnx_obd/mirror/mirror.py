@@ -15,9 +15,9 @@ from onnx_obd.errors import DataError, ModelError
 from onnx_obd.graph.load import load_model
 from onnx_obd.graph.weights import Path as StoredPath
 from onnx_obd.mirror import ops  # noqa: F401  (importing registers the operators)
-from onnx_obd.mirror.compile import Precision, compile_model
+from onnx_obd.mirror.compile import compile_model
 from onnx_obd.mirror.program import MAX_PLANS, Env, Program, signature
-from onnx_obd.mirror.values import is_float, materialise, to_numpy, to_torch
+from onnx_obd.mirror.values import FLOAT_DTYPES, Precision, is_float, materialise, to_numpy, to_torch
 
 
 class Mirror(nn.Module):
@@ -185,9 +185,8 @@ class Mirror(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Mirror:
         super()._apply(fn, recurse)
-        floats = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-        probes = {dtype: fn(torch.empty(0, dtype=dtype)) for dtype in map(self._precision.dtype, floats)}
-        dtypes = {dtype: probes[self._precision.dtype(dtype)].dtype for dtype in floats}
+        probes = {dtype: fn(torch.empty(0, dtype=dtype)) for dtype in map(self._precision.dtype, FLOAT_DTYPES)}
+        dtypes = {dtype: probes[self._precision.dtype(dtype)].dtype for dtype in FLOAT_DTYPES}
         device = fn(torch.empty(0, device=self._precision.device)).device
         self._precision = Precision({a: b for a, b in dtypes.items() if a != b}, device)
         self._compile()

@@ -7,6 +7,8 @@ uint2 by uint8, float4 and float8e8m0 by float32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,11 +50,35 @@ for _name, _dtype in (
         TORCH_DTYPE[getattr(TensorProto, _name)] = _dtype
 
 
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""The dtypes that can carry a gradient."""
+
+
 class ElementType(NamedTuple):
     """An ONNX element type and the torch dtype that carries it here."""
 
     elem_type: int
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Which torch dtype stands for which, and where: what ``.double()`` or ``.to("cuda")`` change."""
+
+    dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
+    device: torch.device | None = None
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.dtypes.get(dtype, dtype)
+
+    def native(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of a model that ``dtype`` stands for; single precision before others."""
+        return next((own for own in FLOAT_DTYPES if self.dtype(own) == dtype), dtype)
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device=self.device, dtype=self.dtype(value.dtype))
+        return value
 
 
 _ONNX_TYPE = {dtype: elem_type for elem_type, dtype in reversed(TORCH_DTYPE.items())}
@@ -116,12 +142,7 @@ def materialise(value: Any) -> Any:
 
 def is_float(value: Any) -> bool:
     """Is it a tensor that can carry a gradient?"""
-    return isinstance(value, torch.Tensor) and value.dtype in (
-        torch.float32,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-    )
+    return isinstance(value, torch.Tensor) and value.dtype in FLOAT_DTYPES
 
 
 def elem_type_of(value: Any) -> int:
