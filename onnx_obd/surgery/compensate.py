@@ -6,7 +6,8 @@ refit is a change d of the surviving weights and of a bias,
     d[r] = argmin |X_S d - (Y0 - Y)[r]|^2 + ridge |d|^2,   S = the surviving weights of row r,
 
 and least squares on one node's output is not the loss: it is taken at step length 1, 1/2 or 1/4, or not at all,
-whichever is the first that lowers the loss on samples it was not fitted to.
+whichever is the first that lowers the loss on samples it was not fitted to. With several ridges the one counts after
+whose change that loss is lowest: the fewer samples and the more survivors, the more of it is needed.
 
 Source: the surgeon's compensating update (Hassibi, Stork 1993) with the original's output for target, as in layer-wise
 reconstruction (Dong, Chen, Pan 2017; Frantar, Alistarh 2022); acceptance by measured loss is ours.
@@ -14,7 +15,8 @@ reconstruction (Dong, Chen, Pan 2017; Frantar, Alistarh 2022); acceptance by mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +26,7 @@ from onnx_obd.calibration.measure import Calibration
 from onnx_obd.errors import NumericalError
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.surgery.gram import NormalEquations, column_blocks, normal_equations
-from onnx_obd.surgery.least_squares import solve_supported
+from onnx_obd.surgery.least_squares import RIDGE, solve_supported
 from onnx_obd.surgery.operands import Operand
 
 STEPS = (1.0, 0.5, 0.25)
@@ -49,6 +51,7 @@ def compensate(
     original: Mapping[str, Tensor],
     keep: Mapping[str, Tensor],
     *,
+    ridges: Sequence[float] = (RIDGE,),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Refit]:
@@ -59,6 +62,7 @@ def compensate(
         operands: in graph order (``find_operands``).
         original: the original weights.
         keep: masks of the prunable weights.
+        ridges: to try, as fractions of the mean of the Gram matrix's diagonal.
     """
     mirror, found = fitting.mirror, []
     generator = torch.Generator().manual_seed(seed)
@@ -68,8 +72,8 @@ def compensate(
             equations = normal_equations(fitting, operand, original, columns, generator)
             reason, before, step = _too_few(equations, operand, keep), loss, 0.0
             if not reason:
-                changes = _changes(mirror, operand, equations, keep)
-                step, loss = accept(mirror, changes, acceptance, loss)
+                changes = [_changes(mirror, operand, equations, keep, ridge) for ridge in ridges]
+                step, loss = accept(mirror, _best(mirror, changes, acceptance), acceptance, loss)
             found.append(Refit(operand.name, step, before, loss, reason))
         if progress:
             progress(number, len(operands))
@@ -84,8 +88,21 @@ def _too_few(equations: NormalEquations, operand: Operand, keep: Mapping[str, Te
     return f"{equations.positions} positions for {alive:.0f} weights per output"
 
 
+def _best(mirror: Mirror, found: Sequence[dict[str, Tensor]], acceptance: Calibration) -> dict[str, Tensor]:
+    """Of several changes the one after which the loss is lowest; the mirror is left as it was."""
+    if len(found) == 1:
+        return found[0]
+    before = {name: mirror.weights[name].detach().clone() for name in found[0]}
+    losses = []
+    for changes in found:
+        _set(mirror, {name: before[name] + change for name, change in changes.items()})
+        losses.append(_finite_loss(acceptance))
+    _set(mirror, before)
+    return found[min(range(len(found)), key=losses.__getitem__)]
+
+
 def _changes(
-    mirror: Mirror, operand: Operand, equations: NormalEquations, keep: Mapping[str, Tensor]
+    mirror: Mirror, operand: Operand, equations: NormalEquations, keep: Mapping[str, Tensor], ridge: float
 ) -> dict[str, Tensor]:
     """The refit as changes of parameters."""
     weight, columns = mirror.weights[operand.name], equations.columns
@@ -94,7 +111,7 @@ def _changes(
     support = alive[..., columns]
     if operand.shift is not None:
         support = torch.cat((support, torch.ones_like(support[..., :1])), -1)
-    solution = solve_supported(equations.gram, equations.moments.mT, support)
+    solution = solve_supported(equations.gram, equations.moments.mT, support, ridge)
     width = columns.stop - columns.start
     change[..., columns] = solution[..., :width]
     found = {operand.name: operand.unmatrix(change, weight)}
@@ -114,14 +131,18 @@ def accept(mirror: Mirror, changes: Mapping[str, Tensor], acceptance: Calibratio
     before = {name: mirror.weights[name].detach().clone() for name in changes}
     for step in STEPS:
         _set(mirror, {name: before[name] + step * change for name, change in changes.items()})
-        try:
-            now = acceptance.loss()
-        except NumericalError:
-            continue
+        now = _finite_loss(acceptance)
         if now < loss:
             return step, now
     _set(mirror, before)
     return 0.0, loss
+
+
+def _finite_loss(acceptance: Calibration) -> float:
+    try:
+        return acceptance.loss()
+    except NumericalError:
+        return math.inf
 
 
 def _set(mirror: Mirror, values: Mapping[str, Tensor]) -> None:

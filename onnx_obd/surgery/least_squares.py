@@ -1,7 +1,8 @@
 """Linear systems of rows that share one Gram matrix but not the columns they may use.
 
-Row r of a pruned weight has its survivors S and the system A_SS + ridge · mean(diag A) I. Rows with about as many
-survivors are gathered, filled up with columns decoupled by ones, and handled in batches of bounded size.
+Row r of a pruned weight has its survivors S and the system A_SS + ridge · mean(diag A) I. Where few supports are shared
+by many rows (units were removed) each is factorised once. Otherwise rows with about as many survivors are gathered,
+filled up with columns decoupled by ones, and handled in batches of bounded size.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ RIDGE = 0.01
 
 CHUNK_NUMBERS = 1 << 24
 """Numbers in the matrices of one batch at most (128 MiB)."""
+
+
+SHARED_BY = 4
+"""Rows to a support, on average, from which on the supports are solved one by one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,13 @@ def solve_supported(gram: Tensor, targets: Tensor, support: Tensor, ridge: float
     """
     result = torch.zeros_like(targets)
     for group, matrix in enumerate(gram):
+        supports, which = torch.unique(support[group], dim=0, return_inverse=True)
+        if SHARED_BY * len(supports) <= len(which):
+            for number, shared in enumerate(supports):
+                rows, columns = (which == number).nonzero(), shared.nonzero()[:, 0]
+                system = _damped(matrix, ridge)[columns[:, None], columns]
+                result[group][rows, columns] = torch.linalg.solve(system, targets[group][rows, columns].mT).mT
+            continue
         for systems in _systems(matrix, support[group], ridge):
             b = targets[group][systems.place] * systems.used
             result[group][systems.place] = torch.linalg.solve(systems.matrices, b)
@@ -70,9 +82,17 @@ def inverse_diagonal(gram: Tensor, support: Tensor, ridge: float = RIDGE) -> Ten
     return result
 
 
-def _systems(a: Tensor, support: Tensor, ridge: float) -> Iterator[_Systems]:
+def _damping(a: Tensor, ridge: float) -> Tensor:
     mean = a.diagonal().mean()
-    damping = ridge * torch.where(mean > 0, mean, 1.0)
+    return ridge * torch.where(mean > 0, mean, 1.0)
+
+
+def _damped(a: Tensor, ridge: float) -> Tensor:
+    return a + _damping(a, ridge) * torch.eye(len(a), dtype=a.dtype)
+
+
+def _systems(a: Tensor, support: Tensor, ridge: float) -> Iterator[_Systems]:
+    damping = _damping(a, ridge)
     sizes = support.sum(1)
     order = torch.argsort(sizes, descending=True)
     start = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from onnx_obd.calibration.measure import feeds
 from onnx_obd.calibration.objective import Objective
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.units.behind import slices_behind
 from onnx_obd.units.find import Unit
 
 
@@ -30,7 +32,10 @@ def gate_saliency(
     w in the slices that sum over the unit. dz/dc is therefore Σ w · dz/dw, and the Gauss-Newton curvature of the gate
     is E[(eᵀSᵀ dz/dc)²] over samples and random signs e, with S Sᵀ the Hessian of the objective with respect to the
     values z it looks at. Removing the unit sets c to 0: the loss rises by ½ of that curvature, to second order and with
-    every cross term inside the unit.
+    every cross term inside the unit. A paired unit, such as a dimension of queries and keys, has the gate on both sides
+    of a product, so its slope is counted twice and halved.
+
+    A unit of which nothing can be said (``slices_behind``) is infinitely dear.
 
     Args:
         samples: they go one by one, since the square is of one sample's gradient.
@@ -59,19 +64,20 @@ def gate_saliency(
             total += gates.slopes(gradients).square()
         if progress:
             progress(done + 1, len(singles))
-    return 0.5 * total / (num_probes * max(1, len(singles)))
+    return (0.5 * total / (num_probes * max(1, len(singles)))).masked_fill(~gates.known, math.inf)
 
 
 class _Gates:
     """Which weights stand behind the gate of which unit, arranged by tensor and axis."""
 
     def __init__(self, mirror: Mirror, units: Sequence[Unit]):
-        self.mirror, self.count = mirror, len(units)
+        self.mirror = mirror
+        self.known = torch.zeros(len(units), dtype=torch.bool)
+        self.share = torch.tensor([0.5 if unit.paired else 1.0 for unit in units], dtype=torch.float64)
         places: dict[tuple[str, int], tuple[list[int], list[int]]] = {}
         for number, unit in enumerate(units):
-            known = [piece for piece in unit.slices if piece.tensor in mirror.weights]
-            behind = [piece for piece in known if piece.summed] or known
-            for piece in behind:
+            for piece in slices_behind(mirror, unit):
+                self.known[number] = True
                 indices, numbers = places.setdefault((piece.tensor, piece.axis), ([], []))
                 indices += piece.indices
                 numbers += [number] * len(piece.indices)
@@ -80,7 +86,7 @@ class _Gates:
 
     def slopes(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """d/dc of each gate: the sum of w · gradient over the weights behind it."""
-        found = torch.zeros(self.count, dtype=torch.float64)
+        found = torch.zeros_like(self.share)
         products = {
             name: gradient * self.mirror.weights[name].detach()
             for name, gradient in zip(self.tensors, gradients, strict=True)
@@ -91,4 +97,4 @@ class _Gates:
                 others = [other for other in range(products[tensor].dim()) if other != axis]
                 along = products[tensor].sum(others) if others else products[tensor]
                 found.index_add_(0, numbers, along[indices].double().cpu())
-        return found
+        return found * self.share

@@ -3,9 +3,10 @@ import pytest
 import torch
 from onnx import helper
 
+from onnx_obd.calibration.measure import Calibration
 from onnx_obd.surgery.compensate import accept, compensate
 from onnx_obd.surgery.gram import collect_grams, column_blocks, normal_equations
-from onnx_obd.surgery.mask import apply_masks, snapshot
+from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from onnx_obd.surgery.operands import find_operands
 from tests.curvature.networks import calibration, linear, mlp, model
 
@@ -56,6 +57,22 @@ def test_the_acceptance_loss_never_rises_and_falls_where_it_can():
     assert found.loss() == pytest.approx(losses[-1])
     assert losses[-1] < 0.7 * before
     assert all((found.mirror.weights[name][~mask] == 0).all() for name, mask in keep.items())
+
+
+def test_of_several_ridges_the_best_is_taken():
+    losses = {}
+    for ridges in ((1e-6,), (3.0,), (100.0,), (1e-6, 3.0, 100.0)):
+        found, original, keep = pruned(linear(), ["w0"], count=48)
+        few, rest = (found.samples.subset(part) for part in (range(7), range(7, 48)))
+        restore(found.mirror, original)
+        fitting, acceptance = (Calibration(found.mirror, found.objective, part, 8) for part in (few, rest))
+        apply_masks(found.mirror, keep)
+        (operand,), _ = find_operands(found.mirror, found.batches[0], ["w0"])
+        (refit,) = compensate(fitting, acceptance, [operand], original, keep, ridges=ridges)
+        losses[ridges] = refit.loss_after
+    *alone, of_all = losses.values()
+    assert of_all == pytest.approx(min(alone)) and of_all < refit.loss_before
+    assert len(set(alone)) == 3
 
 
 def test_a_change_that_harms_is_undone():

@@ -45,3 +45,17 @@ def test_inverse_diagonals_are_those_of_the_survivors(systems):
 def test_a_singular_gram_is_no_obstacle():
     found = solve_supported(torch.zeros(1, 3, 3).double(), torch.zeros(1, 2, 3).double(), torch.ones(1, 2, 3) > 0)
     assert (found == 0).all()
+
+
+def test_rows_that_share_a_support_are_solved_together(systems, monkeypatch):
+    gram, targets, _ = systems
+    support = torch.tensor([True, False, True, True, False, True]).expand(2, 4, 6).clone()
+    support[1, 0] = False
+    monkeypatch.setattr(least_squares, "_systems", None)
+    monkeypatch.setattr(least_squares, "SHARED_BY", 2)
+    found = solve_supported(gram, targets, support, ridge=0.05)
+    for g in range(2):
+        for r in range(4):
+            s, a = dense(gram, support, g, r)
+            torch.testing.assert_close(found[g, r, s], torch.linalg.solve(a, targets[g, r, s]))
+            assert (found[g, r, ~s] == 0).all()
