@@ -61,13 +61,13 @@ def test_the_acceptance_loss_never_rises_and_falls_where_it_can():
 
 def test_of_several_ridges_the_best_is_taken():
     losses = {}
-    for ridges in ((1e-6,), (3.0,), (100.0,), (1e-6, 3.0, 100.0)):
-        found, original, keep = pruned(linear(), ["w0"], count=48)
-        few, rest = (found.samples.subset(part) for part in (range(7), range(7, 48)))
+    for ridges in ((1e-6,), (0.1,), (100.0,), (100.0, 0.1, 1e-6)):
+        found, original, keep = pruned(mlp(sizes=(3, 12, 2)), ["w1"], count=60)
         restore(found.mirror, original)
-        fitting, acceptance = (Calibration(found.mirror, found.objective, part, 8) for part in (few, rest))
+        parts = (found.samples.subset(part) for part in (range(14), range(14, 60)))
+        fitting, acceptance = (Calibration(found.mirror, found.objective, part, 8) for part in parts)
         apply_masks(found.mirror, keep)
-        (operand,), _ = find_operands(found.mirror, found.batches[0], ["w0"])
+        (operand,), _ = find_operands(found.mirror, found.batches[0], ["w1"])
         (refit,) = compensate(fitting, acceptance, [operand], original, keep, ridges=ridges)
         losses[ridges] = refit.loss_after
     *alone, of_all = losses.values()
