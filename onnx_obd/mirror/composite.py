@@ -63,7 +63,7 @@ def _run_part(whole: Call, node: str, operator: Operator, function: Callable, at
     if not operator.differentiable:
         with torch.no_grad():
             return function(*values)
-    if operator.second is movement or not _carries_gradient(values):
+    if not _carries_gradient(values):
         return function(*values)
     if operator.second is None and whole.estimated is not None:
         whole.estimated.add(node)
