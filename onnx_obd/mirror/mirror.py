@@ -17,6 +17,7 @@ from onnx_obd.graph.weights import Path as StoredPath
 from onnx_obd.mirror import ops  # noqa: F401  (importing registers the operators)
 from onnx_obd.mirror.compile import compile_model
 from onnx_obd.mirror.program import MAX_PLANS, Env, Program, signature
+from onnx_obd.mirror.reuse import keep_freed_memory
 from onnx_obd.mirror.values import FLOAT_DTYPES, Precision, is_float, materialise, to_numpy, to_torch
 
 
@@ -38,6 +39,7 @@ class Mirror(nn.Module):
 
     def __init__(self, model: onnx.ModelProto | str | Path):
         super().__init__()
+        keep_freed_memory()
         self.proto = model if isinstance(model, onnx.ModelProto) else load_model(model).proto
         self._precision = Precision()
         self._compile()

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from onnx_obd.mirror.program import Env, Program, Step
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones instead of giving it back to the system.
+
+    glibc learns from the largest block it has seen freed: smaller ones are then cut from memory it keeps, where each
+    would otherwise be mapped anew, page by page. The block freed here is the largest it learns from (32 MiB), and no
+    page of it is touched. Other C libraries take no notice.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
+
+
 def run_watched(program: Program, env: Env) -> tuple[list[Callable | None], tuple]:
     """Run the program from ``env``: for each step the call that overwrites its first input if it may; the outputs."""
     owners = Counter(storage for value in env for storage in _storages(value))

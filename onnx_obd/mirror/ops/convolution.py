@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from onnx_obd.mirror.composite import composite, part
-from onnx_obd.mirror.ops.sliding import bilinear, geometry, positions, split_pads, torch_pads, windows
+from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
 from onnx_obd.mirror.registry import Ints, OutputCount, op
 from onnx_obd.mirror.second import Call, movement
 
@@ -86,21 +86,17 @@ def _laid_out(x, w):
         return x
     if w.numel() > x.numel():
         return x.contiguous()
-    return x.contiguous(memory_format=torch.channels_last) if x.numel() >= LARGE_IMAGES else x
+    return channels_last(x) if x.numel() >= LARGE_IMAGES else x
 
 
 SMALL_IMAGE = 20480
-"""Elements of one image up to which oneDNN takes longer to set up than to convolve.
-
-This is torch's own bound, which it does not keep to for kernels of more than three taps.
-"""
+"""Elements of one image up to which oneDNN takes longer to set up than to convolve."""
 
 
-def _is_small_image(x) -> bool:
-    """Whether torch's plain kernel, which torch.func has no rules for, convolves x fastest."""
+def _may_choose_kernel(x) -> bool:
+    """Whether one of torch's own kernels for images may be called, which torch.func has no rules for."""
     return (
-        x.dim() == 4 and x.shape[0] == 1 and x.numel() <= SMALL_IMAGE and x.device.type == "cpu"
-        and x.dtype == torch.float32 and not torch.is_grad_enabled()
+        x.dim() == 4 and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
         and not torch._C._are_functorch_transforms_active()
     )  # fmt: skip
 
@@ -111,8 +107,14 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_sha
     none = (0,) * len(begin)
     if begin != end:
         x, begin = F.pad(x, torch_pads(begin, end)), none
-    if group == 1 and max(dilations) == 1 and _is_small_image(x):
-        return torch._C._nn.thnn_conv2d(x, w, w.shape[2:], b, strides, begin)
+    if group == 1 and x.shape[2:] == w.shape[2:] and not any(begin):  # one window is the whole image
+        return F.linear(x.flatten(1), w.flatten(1), b).view(len(x), -1, *[1] * len(begin))
+    if _may_choose_kernel(x):
+        if len(x) == group == max(dilations) == 1 and x.numel() <= SMALL_IMAGE:
+            return torch._C._nn.thnn_conv2d(x, w, w.shape[2:], b, strides, begin)
+        if torch.backends.mkldnn.is_available():
+            # torch.convolution leaves oneDNN out with one thread and a small kernel, however large the image
+            return torch.mkldnn_convolution(_laid_out(x, w), w, b, begin, strides, dilations, group)
     return torch.convolution(_laid_out(x, w), w, b, strides, begin, dilations, False, none, group)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from onnx_obd.mirror.ops.sliding import geometry, torch_pads, windows
+from onnx_obd.mirror.ops.sliding import channels_last, geometry, torch_pads, windows
 from onnx_obd.mirror.registry import Ints, OutputCount, family, op
 from onnx_obd.mirror.second import Call, movement, scaled_movement
 
@@ -48,7 +48,7 @@ def max_pool(
     if not _fits_torch(begin, end, kernel_shape):
         end = _enclosing_end(size, kernel_shape, begin, end, strides, dilations, ceil_mode)
         values, padded, ceil_mode = F.pad(values, torch_pads(begin, end), value=-math.inf), True, 0
-    padding = 0 if padded else begin
+    values, padding = channels_last(values), 0 if padded else begin
     pool = _MAX_POOL[len(size)]
     if outputs == 1:
         return pool(values, kernel_shape, strides, padding, dilations, bool(ceil_mode)).to(x.dtype)
@@ -106,7 +106,7 @@ def average_pool(
     has_kernel = x.dim() < 5 or x.dtype.itemsize > 2  # torch's avg_pool3d has none for half precision on a CPU
     if has_kernel and _fits_torch(begin, end, kernel_shape) and max(spacing) == 1:
         pool = _AVERAGE_POOL[len(begin)]
-        return pool(x, kernel_shape, steps, begin, bool(ceil_mode), bool(count_include_pad))
+        return pool(channels_last(x), kernel_shape, steps, begin, bool(ceil_mode), bool(count_include_pad))
     inside, counts = _average_windows(
         x, kernel_shape, auto_pad, ceil_mode, count_include_pad, dilations, pads, strides
     )

@@ -102,24 +102,42 @@ def grid_axes(node: Node) -> str:
     return f"{' '.join(own)}, {parameter}, {parameter} -> {' '.join(own)}"
 
 
-@op("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True, axes=grid_axes)
-def quantize_linear(
-    x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
-    saturate=1, elem_types: ElemTypes = (0, 0, 0),
+def _quantize(
+    divide, x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype=0, precision=0, saturate=1,
+    elem_types=(0, 0, 0),
 ):  # fmt: skip
     x, scale, zero_point = _spread_parameters(x, y_scale, y_zero_point, axis=axis, block_size=block_size)
     element = output_dtype or UINT8
     if y_zero_point is not None:
         element = ElementType(elem_types[2] or elem_type_of(y_zero_point), y_zero_point.dtype)
     dtype = precision or _working(y_scale)
-    ratio = x.to(dtype) / scale.to(dtype)
+    ratio = divide(x.to(dtype), scale.to(dtype))
     return round_to(ratio, 0 if zero_point is None else zero_point.to(dtype), element, saturate)
+
+
+@op(
+    "QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True, axes=grid_axes,
+    in_place=partial(_quantize, torch.Tensor.div_),
+)  # fmt: skip
+def quantize_linear(
+    x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
+    saturate=1, elem_types: ElemTypes = (0, 0, 0),
+):  # fmt: skip
+    return _quantize(
+        torch.div, x, y_scale, y_zero_point, axis=axis, block_size=block_size, output_dtype=output_dtype,
+        precision=precision, saturate=saturate, elem_types=elem_types,
+    )  # fmt: skip
+
+
+def _dequantize_in_place(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype=0):
+    x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)
+    return (x if zero_point is None else x.sub_(plain(zero_point))).mul_(scale)
 
 
 @op(
     "DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28,
     second=viewed(_spread_parameters), recodes=True, stored=(Stored(0, (1, 2), dequantize_grid),),
-    axes=grid_axes,
+    axes=grid_axes, in_place=_dequantize_in_place,
 )  # fmt: skip
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype: DType = 0):
     x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)

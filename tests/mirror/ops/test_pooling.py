@@ -9,6 +9,8 @@ _SPREAD = np.zeros((1, 1, 5, 6), np.float32)
 _SPREAD[0, 0, 1:5:2, 1:5:2] = _FEW
 
 CASES = [
+    case("MaxPool", 12, rand(2, 3, 6, 1), kernel_shape=[2, 1], strides=[2, 1]),
+    case("AveragePool", 11, rand(2, 3, 1, 7), kernel_shape=[1, 3], pads=[0, 1, 0, 1]),
     case("MaxPool", 1, rand(2, 3, 6, 7), kernel_shape=[3, 2], strides=[2, 1]),
     case("MaxPool", 8, rand(2, 3, 6, 7), kernel_shape=[3, 2], pads=[1, 0, 1, 1], strides=[2, 2], outputs=2),
     case("MaxPool", 10, rand(2, 3, 7, 6), kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2], ceil_mode=1),
