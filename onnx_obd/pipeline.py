@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-
 from onnx_obd.calibration.folder import NO_LABELS, load_samples
 from onnx_obd.calibration.image_options import ImageOptions
-from onnx_obd.calibration.inputs import is_batchable, read_inputs
+from onnx_obd.calibration.inputs import read_inputs
+from onnx_obd.calibration.made_up import made_up_samples
 from onnx_obd.calibration.measure import feeds
-from onnx_obd.calibration.samples import Samples
 from onnx_obd.choice import choose
 from onnx_obd.errors import UsageError
 from onnx_obd.export import check_destination
@@ -38,9 +35,6 @@ from onnx_obd.removal import remove_units
 from onnx_obd.run import prepare
 from onnx_obd.runtime.latency import measure_latency
 from onnx_obd.surgery.shrink_confirm import confirmed_units
-
-OPEN_AXIS = 1
-"""Length given to an axis the model leaves open, where inputs are made up for timing."""
 
 
 def prune(
@@ -203,18 +197,3 @@ def bench(
         samples = load_samples(data, models[0], options=image_options, limit=max(batch, 8), model_path=Path(original))
     with progress.stage("timing") as report:
         return measure_latency(*models, samples, batch=batch, threads=threads, seconds=seconds, progress=report)
-
-
-def made_up_samples(proto: onnx.ModelProto, count: int) -> Samples:
-    """Inputs of the declared shapes, the same in every run: enough to time a model, not to judge it."""
-    rng = np.random.default_rng(0)
-    inputs = read_inputs(proto)
-    feeds = []
-    for _ in range(count):
-        feed = {}
-        for value in inputs:
-            shape = [dim if isinstance(dim, int) else OPEN_AXIS for dim in value.shape or (OPEN_AXIS,)]
-            floats = np.issubdtype(value.dtype, np.floating)
-            feed[value.name] = (rng.random(shape) if floats else np.zeros(shape)).astype(value.dtype)
-        feeds.append(feed)
-    return Samples.from_feeds(feeds, source="made-up inputs", batchable=is_batchable(inputs))

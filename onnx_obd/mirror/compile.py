@@ -7,8 +7,8 @@ operator; an operator that ONNX defines by a function body, compiled in its plac
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -63,12 +63,31 @@ class _Builder:
     def __init__(self, parent: _Builder | None = None):
         self.parent = parent
         self.size = 1  # slot 0: absent
+        self.stored = 0
         self.steps: list[Step] = []
         self.captures: dict[int, int] = {}  # slot in the parent -> slot here
 
     def slot(self) -> int:
         self.size += 1
         return self.size - 1
+
+    def stored_slot(self) -> int:
+        """Of a stored tensor, in the root: counted downwards, until ``with_stored_last``."""
+        self.stored -= 1
+        return self.stored
+
+    def with_stored_last(self) -> Callable[[int], int]:
+        """Slots as they stay: tensors behind values, so that values keep theirs when a file gets one tensor more."""
+        before, self.size = self.size, self.size - self.stored
+
+        def slot(number: int) -> int:
+            return number if number >= 0 else before - 1 - number
+
+        def slots(numbers: Iterable[int]) -> tuple[int, ...]:
+            return tuple(map(slot, numbers))
+
+        self.steps = [replace(step, inputs=slots(step.inputs), outputs=slots(step.outputs)) for step in self.steps]
+        return slot
 
     def capture(self, outer: int) -> int:
         if outer == 0:
@@ -130,7 +149,15 @@ class _Compiler:
         names = tuple(value.name for value in graph_inputs(self.proto))
         inputs = [self._declare(scope, name) for name in names]
         self._graph(scope, graph)
-        outputs = tuple(self._read(scope, value.name, "graph output") for value in graph.output)
+        outputs = [self._read(scope, value.name, "graph output") for value in graph.output]
+        slot = self.root.with_stored_last()
+        outputs = tuple(map(slot, outputs))
+        self.parameters, scope.names = (
+            {name: slot(number) for name, number in found.items()} for found in (self.parameters, scope.names)
+        )
+        self.constants, self.stored = (
+            {slot(number): value for number, value in found.items()} for found in (self.constants, self.stored)
+        )
         self._integer_weights(outputs)
         template = [None] * self.root.size
         program = Program(tuple(inputs), outputs, tuple(self.root.steps), template)
@@ -154,7 +181,8 @@ class _Compiler:
             scale, zero_point = self.root.slot(), self.root.slot()
             self.constants |= {scale: integers.scale, zero_point: integers.zero_point}
             del self.constants[integers.slot]
-            parameter = self._parameter_slot(integers.weight.name)
+            parameter = self.parameters[integers.weight.name] = self.root.slot()
+            self.stored[parameter] = integers.weight.path
             steps.append(integers.step(parameter, scale, zero_point))
             self.integers[integers.weight.name] = integers
         self.root.steps[:0] = steps
@@ -194,7 +222,7 @@ class _Compiler:
         if self._is_float_weight(path):
             return scope.builder.from_root(self._parameter_slot(name))
         if name is None or path not in self.constant_at:
-            slot = self.constant_at[path] = self.root.slot()
+            slot = self.constant_at[path] = self.root.stored_slot()
             self.constants[slot] = to_torch(read_tensor(tensor))
             if name is not None:
                 self.stored[slot] = path
@@ -202,7 +230,7 @@ class _Compiler:
 
     def _parameter_slot(self, weight: str) -> int:
         if weight not in self.parameters:
-            self.parameters[weight] = self.root.slot()
+            self.parameters[weight] = self.root.stored_slot()
             self.stored[self.parameters[weight]] = self.weights[weight].path
         return self.parameters[weight]
 

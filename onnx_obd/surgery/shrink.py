@@ -70,6 +70,8 @@ def _cut_tensors(proto: onnx.ModelProto, units: UnitMap, kept: Kept, edits: Edit
         array = read_stored(target)
         for axis, mask in enumerate(masks):
             array = array.compress(mask, axis)
+            if not mask.any() and len(mask):
+                raise UsageError(f"nothing would be left of axis {axis} of a stored tensor")
         numbers = edits.stored.get(value)
         replace_tensor(target, array if numbers is None else numbers.astype(array.dtype))
 

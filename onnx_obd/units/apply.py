@@ -86,7 +86,7 @@ class Application:
                     self._read(part, n, replace(axis, labels=axis.labels[:, start : start + n]))
                     start += n
             case _:
-                self.atoms.freeze(axis, f"{self.where} works along it")
+                self.atoms.freeze(axis, f"{self.where} needs the whole axis")
 
     # ---- sums
 
@@ -115,7 +115,7 @@ class Application:
         """A name that one input alone has is worked along, though it has a name."""
         for name, carriers in self._carriers().items():
             if name in self.result.names and name not in self.made and len({p for p, _ in carriers}) == 1:
-                self.atoms.freeze(self.result.names[name], f"{self.where} works along it")
+                self.atoms.freeze(self.result.names[name], f"{self.where} needs the whole axis")
 
     def _count_and_name(self) -> None:
         """The multiplications of the node, and what the atoms that it makes from weights or pairs are called."""

@@ -177,14 +177,14 @@ class Atoms:
                 for other in np.unique(present):
                     part = self._join(part, int(other))
                 if len(present) < len(layer):  # the label goes as a whole, and this part of it is not everywhere
-                    self.freeze(np.array([part]), why)
+                    self.freeze(np.array([part]), f"{why} parts the axis otherwise")
                 parts.append(part)
             self._set_division(int(root), [self.root(part) for part in parts], why)
 
     def _set_division(self, root: int, parts: list[int], why: str) -> None:
         root, parts = self.root(root), list(dict.fromkeys(parts))
         if root in parts or root in self._division:  # it is one of its parts: then the others cannot go
-            self.freeze(np.array([part for part in parts if part != root]), why)
+            self.freeze(np.array([part for part in parts if part != root]), f"{why} parts the axis otherwise")
         elif len(parts) == 1:
             self._join(parts[0], root)
         elif parts:
@@ -203,12 +203,12 @@ class Atoms:
         for layer in (layer for layer in a if layer.any()):
             partner = next((other for other in rest if _alike(layer, other)), None)
             if partner is None:
-                self.freeze(layer, why)
+                self.freeze(layer, f"{why} parts the axis otherwise")
             else:
                 rest = [other for other in rest if other is not partner]
                 self._merge(layer[layer != 0], partner[layer != 0])
         for layer in rest:
-            self.freeze(layer, why)
+            self.freeze(layer, f"{why} parts the axis otherwise")
 
     # ---- products
 
@@ -299,4 +299,4 @@ def _alike(a: Labels, b: Labels) -> bool:
 
 
 def _because(why: str, axis: Axis) -> str:
-    return f"{why} ({axis.why})" if axis.why else why
+    return f"{why} ties it to what cannot go" + (f" ({axis.why})" if axis.why else "")

@@ -99,17 +99,18 @@ def find_units(mirror: Mirror, inputs: Sequence[Any]) -> UnitMap:
     _freeze_the_last(found, contents)
     places = _places(contents)
     called = {atom: next((k for k in KINDS if k in kinds), min(kinds)) for atom, kinds in sorted(atoms.kinds.items())}
-    families: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for atom in called:
         if atom in places and atom not in atoms.reasons:
-            families[tuple(places[atom])].append(atom)
-    reasons = stuck(found, [members[0] for members in families.values()])
-    for members in families.values():
+            alike[tuple(places[atom])].append(atom)
+    families = [side for where, members in alike.items() for side in _side_by_side(members, contents[where[0]])]
+    reasons = stuck(found, [members[0] for members in families])
+    for members in families:
         if members[0] in reasons:
             atoms.reasons |= dict.fromkeys(members, reasons[members[0]])
     names, makers, macs, paired = stored_names(mirror, found), _makers(found), _macs(found), _paired(found)
     units = []
-    for number, members in enumerate(families.values()):
+    for number, members in enumerate(families):
         for atom in members if members[0] not in reasons else ():
             nodes = tuple(makers.get(atom, ()))
             slices, elements = _slices(found, names, atom, (contents[i] for i in places[atom]))
@@ -160,11 +161,27 @@ def _indices(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _freeze_the_last(found: Trace, contents: Iterable[Content]) -> None:
-    """An atom that covers a whole axis cannot go."""
+    """An atom that covers a whole axis cannot go; it is not even a unit where others part the axis."""
     for content in contents:
         for atom, indices in content.indices.items():
             if len(indices) == content.length:
                 found.atoms.reasons.setdefault(atom, "nothing would be left without it")
+                if len(content.indices) > 1:
+                    found.atoms.kinds.pop(atom, None)
+
+
+def _side_by_side(members: Iterable[int], content: Content) -> list[list[int]]:
+    """Families of atoms of which none has an index in common: those of a product are as many as it has factors."""
+    families: list[tuple[np.ndarray, list[int]]] = []
+    for atom in members:
+        indices = content.indices[atom]
+        own = next((each for each in families if not each[0][indices].any()), None)
+        if own is None:
+            own = np.zeros(content.length, bool), []
+            families.append(own)
+        own[0][indices] = True
+        own[1].append(atom)
+    return [family for _, family in families]
 
 
 def _places(contents: Sequence[Content]) -> dict[int, list[int]]:

@@ -99,7 +99,7 @@ class Tracer:
         with torch.no_grad():
             self.program(program, env, ids)
         for name, slot in zip(self.mirror.output_names, program.outputs, strict=True):
-            found.freeze([ids[slot]], f"graph output '{name}'")
+            found.freeze([ids[slot]], f"graph output '{name}' keeps its shape")
         found.names = {name: ids[slot] for name, slot in self.mirror.value_names.items() if ids[slot]}
         return found
 
@@ -148,7 +148,9 @@ class Tracer:
         for name, (_, number) in call.bodies.items():
             captured[name] = sources[count : count + number]
             count += number
-        followed = {name: _Followed(self, body, captured[name]) for name, body in bodies.items()}
+        followed = {
+            name: _Followed(self, f"{name} of node {step.node}", body, captured[name]) for name, body in bodies.items()
+        }
         result = call.function(*own, **followed)
         why = f"node {step.node}"
         self.found.freeze(sources[: call.own_inputs], why)
@@ -227,8 +229,8 @@ class Tracer:
 class _Followed:
     """A body that is followed the first time it runs."""
 
-    def __init__(self, tracer: Tracer, body: BoundBody, captured: Sequence[Value]):
-        self.tracer, self.body, self.captured, self.ran = tracer, body, captured, False
+    def __init__(self, tracer: Tracer, name: str, body: BoundBody, captured: Sequence[Value]):
+        self.tracer, self.name, self.body, self.captured, self.ran = tracer, name, body, captured, False
 
     @property
     def no_steps(self) -> tuple:
@@ -240,12 +242,12 @@ class _Followed:
         self.ran, program, tracer = True, self.body.program, self.tracer
         env = program.start((*inputs, *self.body.captured))
         ids = [0] * len(env)
-        own = [tracer.opaque(value, "input of a body") for value in inputs]
+        own = [tracer.opaque(value, f"input of {self.name}") for value in inputs]
         tracer.found.variable.update(own)
         for slot, number in zip(program.inputs, (*own, *self.captured), strict=True):
             ids[slot] = number
         tracer.program(program, env, ids)
-        tracer.found.freeze([ids[slot] for slot in program.outputs], "output of a body")
+        tracer.found.freeze([ids[slot] for slot in program.outputs], f"output of {self.name}")
         return tuple(env[slot] for slot in program.outputs)
 
 

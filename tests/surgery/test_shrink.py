@@ -14,7 +14,7 @@ from onnx_obd.mirror.values import to_torch
 from onnx_obd.surgery.shrink import shrink
 from onnx_obd.surgery.shrink_confirm import confirmed_units
 from onnx_obd.units.find import Unit, UnitMap
-from tests.surgery import networks_of_sequences  # noqa: F401  (registers its networks)
+from tests.surgery import networks_of_exporters, networks_of_sequences  # noqa: F401  (registers their networks)
 from tests.surgery.graphs import feeds_of
 from tests.surgery.networks import NETWORKS
 from tests.surgery.oracle import run, some_of_each, zero_consumers
@@ -97,6 +97,17 @@ def test_again() -> None:
         units = units_of(model)
         model = check(model, some_of_each(units.units, 0.4, seed), units)
     assert not units_of(model).units, "one head of one dimension is left"
+
+
+def test_values_keep_their_slots() -> None:
+    """A node may get a tensor of its own; what is compared between the two mirrors by slot stands where it stood."""
+    model = NETWORKS["halves_of_one_product"][0]()
+    units = units_of(model)
+    smaller = shrink(model, units, units.units[:2])
+    assert len(smaller.graph.initializer) > len(model.graph.initializer)
+    before, after = (Mirror(each).value_names for each in (model, smaller))
+    made = {name for node in model.graph.node for name in node.output}
+    assert {name: before[name] for name in made} == {name: after[name] for name in made}
 
 
 def test_refuses_to_empty_an_axis() -> None:

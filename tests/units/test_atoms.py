@@ -45,7 +45,7 @@ def test_a_bare_axis_freezes_what_it_meets() -> None:
     a = atoms.born(3)
     atoms.unite(a, bare(3, "graph input 'x'"), "node Add")
     assert frozen(atoms, a) == [0, 1, 2]
-    assert set(atoms.reasons.values()) == {"node Add (graph input 'x')"}
+    assert set(atoms.reasons.values()) == {"node Add ties it to what cannot go (graph input 'x')"}
 
 
 def test_indices_without_label_freeze_those_they_meet() -> None:

@@ -186,8 +186,8 @@ def _spelled_query_heads(node: ShrunkNode) -> dict[str, Any]:
 
 
 def spelled_heads(node: ShrunkNode, heads: int) -> int:
-    """As many heads as are left of a first input [N, L, heads size]."""
-    return int(node.kept_inputs[0][2].sum()) * heads // node.inputs[0].shape[2]
+    """As many heads as are left of an output [N, L, heads size]."""
+    return int(node.kept_outputs[0][2].sum()) * heads // node.outputs[0].shape[2]
 
 
 @op("Attention", 23, 24, 25, second=_attention_second, axes=_attention_axes, spelled=_spelled_query_heads)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from onnx_obd.mirror.axes import names, spelled_shape
+from onnx_obd.mirror.axes import Node, names, spelled_shape
 from onnx_obd.mirror.registry import DType, Ints, Like, op
 from onnx_obd.mirror.second import movement
 
@@ -59,7 +59,12 @@ def range_(start, limit, delta, *, stash_type: DType = torch.float32):
     return (start + torch.arange(count, device=start.device) * delta).to(dtype)
 
 
-@op("OneHot", 9, 11, 28, second=movement)
+def _one_hot_axes(node: Node) -> str:
+    own, axis = names(node.rank), node.get("axis") % (node.rank + 1)
+    return f"{' '.join(own)}, , _ -> {' '.join([*own[:axis], '_', *own[axis:]])}"
+
+
+@op("OneHot", 9, 11, 28, second=movement, axes=_one_hot_axes)
 def one_hot(indices, depth: Ints, values, *, axis=-1):
     """``values``: off and on. Negative indices count from ``depth``; what lies outside is off everywhere."""
     axis %= indices.dim() + 1

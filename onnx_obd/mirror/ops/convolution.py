@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
 from onnx_obd.mirror.registry import Ints, OutputCount, op
@@ -171,7 +172,10 @@ def conv_transpose(
     return y if b is None else y + b.view(-1, *[1] * len(strides))
 
 
-@op("CausalConvWithState", 27, second=composite, weights=(1,))
+@op(
+    "CausalConvWithState", 27, second=composite, weights=(1,),
+    axes="n channel _, channel _ _, channel, n channel _ -> n channel _, n channel _",
+)  # fmt: skip
 def causal_conv_with_state(input, weight, bias=None, past_state=None, *, activation="none", outputs: OutputCount = 1):
     """Depthwise, over the past alone: what comes before the input is ``past_state`` or zeros."""
     length = weight.shape[2] - 1
@@ -181,7 +185,13 @@ def causal_conv_with_state(input, weight, bias=None, past_state=None, *, activat
     return y if outputs == 1 else (y, padded[:, :, padded.shape[2] - length :])
 
 
-@op("DeformConv", 19, 22, weights=(1,))
+def _deform_conv_axes(node: Node) -> str:
+    """Channels that are displaced apart, by groups of their own, stay."""
+    x, y = "n (group c) _*" if node.get("offset_group") == 1 else "n _*", "(group channel)"
+    return f"{x}, {y} c _*, n _*, {y}, n _* -> n {y} _*"
+
+
+@op("DeformConv", 19, 22, weights=(1,), axes=_deform_conv_axes)
 def deform_conv(
     x, w, offset, b=None, mask=None, *, dilations=None, group=1, kernel_shape=None, offset_group=1, pads=None,
     strides=None,

@@ -109,7 +109,14 @@ def gather_elements(x, indices, *, axis=0):
     return x.gather(axis, _from_start(indices, x.shape[axis]))
 
 
-@movement_op("GatherND", 11, 12, 13)
+def gather_nd_axes(node: Node) -> str:
+    data, depth, batch = names(node.rank), node.inputs[1].shape[-1], node.get("batch_dims") or 0
+    own, rest = data[:batch], data[batch + depth :]
+    terms = [*own, *["_"] * depth, *rest], [*own, "_*"], [*own, *["_"] * (node.inputs[1].dim() - 1 - batch), *rest]
+    return "{}, {} -> {}".format(*map(" ".join, terms))
+
+
+@movement_op("GatherND", 11, 12, 13, axes=gather_nd_axes)
 def gather_nd(x, indices, *, batch_dims=0):
     """The last axis of ``indices`` holds coordinates in the axes of x after the batch axes."""
     batch = [
@@ -132,7 +139,7 @@ def _scatter_second(call: Call, h):
 scatter_op = family(second=_scatter_second)
 
 
-@scatter_op("ScatterElements", 11, 13, 16, 18)
+@scatter_op("ScatterElements", 11, 13, 16, 18, axes=along("axis"))
 def scatter_elements(x, indices, updates, *, axis=0, reduction="none"):
     index = _from_start(indices, x.shape[axis])
     if reduction == "none":
@@ -142,12 +149,18 @@ def scatter_elements(x, indices, updates, *, axis=0, reduction="none"):
     return x.scatter_reduce(axis, index, updates, _REDUCE[reduction])
 
 
-@movement_op("Scatter", 9)
+@movement_op("Scatter", 9, axes=along("axis"))
 def scatter(x, indices, updates, *, axis=0):
     return scatter_elements(x, indices, updates, axis=axis)
 
 
-@scatter_op("ScatterND", 11, 13, 16, 18)
+def _scatter_nd_axes(node: Node) -> str:
+    depth = node.inputs[1].shape[-1]
+    rest = " ".join(names(node.rank - depth))
+    return f"{'_ ' * depth}{rest}, _*, _* {rest} -> {'_ ' * depth}{rest}"
+
+
+@scatter_op("ScatterND", 11, 13, 16, 18, axes=_scatter_nd_axes)
 def scatter_nd(x, indices, updates, *, reduction="none"):
     """The last axis of ``indices`` holds coordinates in the first axes of x, where slices of ``updates`` go."""
     depth = indices.shape[-1]
@@ -161,7 +174,12 @@ def scatter_nd(x, indices, updates, *, reduction="none"):
     return rows.scatter_reduce(0, row, updates.reshape(row.shape), _REDUCE[reduction]).reshape(x.shape)
 
 
-@movement_op("TensorScatter", 24)
+def _tensor_scatter_axes(node: Node) -> str:
+    own = along("axis")(node)
+    return f"{own}, {own}, a0 -> {own}"
+
+
+@movement_op("TensorScatter", 24, axes=_tensor_scatter_axes)
 def tensor_scatter(past_cache, update, write_indices=None, *, axis=-2, mode="linear"):
     axis %= past_cache.dim()
     steps = torch.arange(update.shape[axis], device=update.device)
@@ -176,13 +194,17 @@ def tensor_scatter(past_cache, update, write_indices=None, *, axis=-2, mode="lin
 # ---- chosen by value
 
 
-@movement_op("Compress", 9, 11, 28, data_dependent_shape=True)
+def _compress_axes(node: Node) -> str:
+    return "_*" if node.get("axis") is None else f"{along('axis')(node)}, _ -> {along('axis')(node)}"
+
+
+@movement_op("Compress", 9, 11, 28, data_dependent_shape=True, axes=_compress_axes)
 def compress(x, condition, *, axis=None):
     index = condition.nonzero().squeeze(1)
     return x.reshape(-1)[index] if axis is None else x.index_select(axis, index)
 
 
-@movement_op("NonZero", 9, 13, differentiable=False, data_dependent_shape=True)
+@movement_op("NonZero", 9, 13, differentiable=False, data_dependent_shape=True, axes="_*")
 def nonzero(x):
     return x.reshape(x.shape or (1,)).nonzero().mT
 

@@ -120,15 +120,22 @@ def self_attention(
     return _merge_heads(y) if outputs == 1 else (_merge_heads(y), torch.stack((k, v)))
 
 
-def _projected_axes(node: Node) -> str | None:
-    """Nothing is known where queries, keys and values stand in one input."""
+def _projected_axes(node: Node) -> str:
+    """By the four forms of the inputs: three of width N D, or keys and values by head, or packed in one."""
     q, k, v = (node.get(name) for name in ("query", "key", "value"))
-    if k is None or k.dim() != 3:
-        return None
-    width, size = q.shape[2] // node.get("num_heads"), v.shape[2] // node.get("num_heads")
+    heads = node.get("num_heads")
+    width = q.shape[-1] if q.dim() == 5 else q.shape[2] // heads
+    size = width if v is None else v.shape[2] // heads if v.dim() == 3 else v.shape[3]
     bias = f"[(num_heads {width}) + (num_heads {width}) + (num_heads {size})]"
-    heads, own, y = "b num_heads _ _", f"b _ (num_heads {width})", f"b _ (num_heads {size})"
-    return f"{own}, {own}, {y}, {bias}, _*, {heads}, {heads}, {heads} -> {y}, {heads}, {heads}"
+    cache, own, y = "b num_heads _ _", f"b _ (num_heads {width})", f"b _ (num_heads {size})"
+    packed = "b _ num_heads _ _"
+    if q.dim() == 5:
+        own, keys, values = packed, "", ""
+    elif k.dim() == 5:
+        keys, values = packed, ""
+    else:
+        keys, values = (own, y) if k.dim() == 3 else (cache, cache)
+    return f"{own}, {keys}, {values}, {bias}, _*, {cache}, {cache}, {cache} -> {y}, {cache}, {cache}"
 
 
 @microsoft_op("MultiHeadAttention", 1, axes=_projected_axes)
@@ -185,13 +192,15 @@ def rotary_embedding(
     )  # fmt: skip
 
 
-def _grouped_axes(node: Node) -> str | None:
-    if node.get("key") is None:
-        return None
+def _grouped_axes(node: Node) -> str:
+    """Queries, keys and values apart, or side by side in one input."""
     share, cache = node.get("num_heads") // node.get("kv_num_heads"), "b kv_num_heads _ _"
-    q, k = f"b _ (kv_num_heads share={share} _)", "b _ (kv_num_heads _)"
+    packed = node.get("key") is None
+    size = node.outputs[0].shape[2] // node.get("num_heads")
+    q, k = f"(kv_num_heads share={share} {size})", f"(kv_num_heads {size})"
+    inputs = f"b _ [{q} + {k} + {k}], , " if packed else f"b _ {q}, b _ {k}, b _ {k}"
     others = "_*, _*, _*, _*, _*, b (kv_num_heads share) _ _, (kv_num_heads share)"
-    return f"{q}, {k}, {k}, {cache}, {cache}, {others} -> {q}, {cache}, {cache}"
+    return f"{inputs}, {cache}, {cache}, {others} -> b _ {q}, {cache}, {cache}"
 
 
 @microsoft_op(

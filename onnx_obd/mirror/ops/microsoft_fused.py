@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from onnx_obd.mirror.axes import ELEMENTWISE, Node
+from onnx_obd.mirror.axes import ELEMENTWISE, Node, along
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops import activations, convolution, linear, normalization, pooling, softmax
 from onnx_obd.mirror.ops.named_activations import named_activation
@@ -177,7 +177,7 @@ def bias_add(x, bias, skip):
     return x + bias + skip
 
 
-@microsoft_op("BiasSoftmax", 1)
+@microsoft_op("BiasSoftmax", 1, axes=along("axis", rest=True))
 def bias_softmax(data, bias, *, axis=1, is_inner_broadcast):
     """Softmax over the axes from ``axis`` on; bias has the shape of data with ones where it is repeated."""
     return _softmax(data + bias, axis=axis)
@@ -237,14 +237,22 @@ def embed_layer_normalization(
     return _layer_norm(total, gamma, beta, epsilon=epsilon), count.to(torch.int32), total
 
 
-@microsoft_op("GroupNorm", 1)
+def _group_norm_axes(node: Node) -> str:
+    """The skip of SkipGroupNorm is an image, or one number for each channel."""
+    own = "(groups _)"
+    x = f"n _* {own}" if node.get("channels_last") else f"n {own} _*"
+    skip = f"n {own}" if len(node.inputs) > 3 and node.inputs[3].dim() == 2 else x
+    return f"{x}, {own}, {own}, {skip}, {own} -> {x}, {x}"
+
+
+@microsoft_op("GroupNorm", 1, axes=_group_norm_axes)
 def group_norm(x, gamma, beta, *, activation, channels_last=1, epsilon=1e-5, groups):
     y = _group_norm(_channels_first(x) if channels_last else x, gamma, beta, num_groups=groups, epsilon=epsilon)
     y = _swish(y) if activation else y
     return y.movedim(1, -1) if channels_last else y
 
 
-@microsoft_op("SkipGroupNorm", 1)
+@microsoft_op("SkipGroupNorm", 1, axes=_group_norm_axes)
 def skip_group_norm(x, gamma, beta, skip, bias=None, *, activation, channels_last=1, epsilon=1e-5, groups):
     """GroupNorm of s = x + skip + bias; and s."""
     if skip.dim() == 2:

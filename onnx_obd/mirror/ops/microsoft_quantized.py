@@ -6,12 +6,23 @@ q takes the result to those of the output. All are made of ONNX's own quantisati
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from onnx_obd.mirror.axes import ELEMENTWISE, Node, along, names
 from onnx_obd.mirror.composite import composite, part
-from onnx_obd.mirror.ops import activations, linear, microsoft_attention, microsoft_fused, pooling, recurrent, softmax
+from onnx_obd.mirror.ops import (
+    activations,
+    linear,
+    microsoft_attention,
+    microsoft_fused,
+    pooling,
+    recurrent,
+    shape,
+    softmax,
+)
 from onnx_obd.mirror.ops import quantize as onnx_quantize
 from onnx_obd.mirror.ops.quantize import on_grid
 from onnx_obd.mirror.registry import Ints, OutputCount, Stored, family
@@ -98,7 +109,13 @@ def qlinear_where(condition, x, x_scale, x_zero_point, y, y_scale, y_zero_point,
     return _quantize(z, z_scale, z_zero_point)
 
 
-@microsoft_op("QLinearConcat", 1)
+def _qlinear_concat_axes(node: Node) -> str:
+    """That of Concat, with a scale and a zero point after each tensor."""
+    terms, _, result = shape.concat_axes(replace(node, inputs=node.inputs[2::3])).partition(" -> ")
+    return f", , {', , , '.join(terms.split(', '))} -> {result}"
+
+
+@microsoft_op("QLinearConcat", 1, axes=_qlinear_concat_axes)
 def qlinear_concat(y_scale, y_zero_point, *inputs, axis):
     """``inputs`` are triples of a tensor, its scale and its zero point."""
     triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
@@ -222,6 +239,7 @@ def _direction_grid(q, scale, zero_point, **_):
 
 @microsoft_op(
     "DynamicQuantizeLSTM", 1, weights=(1, 2), constants=(8, 10),
+    axes="_*",
     stored=(Stored(1, (8, 9), _direction_grid), Stored(2, (10, 11), _direction_grid)),
 )  # fmt: skip
 def dynamic_quantize_lstm(
@@ -258,7 +276,10 @@ _EMBEDDING_GRIDS = tuple(
 )  # fmt: skip
 
 
-@microsoft_op("QEmbedLayerNormalization", 1, weights=(2, 3, 4), constants=(8, 9, 10, 11, 12), stored=_EMBEDDING_GRIDS)
+@microsoft_op(
+    "QEmbedLayerNormalization", 1, weights=(2, 3, 4), constants=(8, 9, 10, 11, 12), stored=_EMBEDDING_GRIDS,
+    axes="b t, b t, _ _, _ _, _ _, _, _, _* -> b t _, b",
+)  # fmt: skip
 def qembed_layer_normalization(
     input_ids, segment_ids, word_embedding, position_embedding, segment_embedding, gamma, beta, mask,
     word_embedding_scale, position_embedding_scale, segment_embedding_scale, gamma_scale, beta_scale,

@@ -28,7 +28,7 @@ def _pads(node: Node) -> tuple[list[int], list[int]]:
     return before, after
 
 
-def _pad_axes(node: Node) -> str:
+def pad_axes(node: Node) -> str:
     """Indices filled with a constant are made by the node."""
     own, out = names(node.rank), []
     for position, (before, after) in enumerate(zip(*_pads(node), strict=True)):
@@ -43,7 +43,7 @@ def _pad_axes(node: Node) -> str:
     return f"{' '.join(own)} -> {' '.join(out)}"
 
 
-def _spelled_pads(node: ShrunkNode) -> dict[str, Any]:
+def spelled_pads(node: ShrunkNode) -> dict[str, Any]:
     before, after, axes = *_pads(node), node.get("axes")
     kept = node.kept_outputs[0]
     left = [int(kept[axis][:n].sum()) if n > 0 else n for axis, n in enumerate(before)]
@@ -53,7 +53,7 @@ def _spelled_pads(node: ShrunkNode) -> dict[str, Any]:
     return {name: [side[axis] for side in (left, right) for axis in order]}
 
 
-@movement_op("Pad", 18, 19, 21, 23, 24, 25, axes=_pad_axes, spelled=_spelled_pads)
+@movement_op("Pad", 18, 19, 21, 23, 24, 25, axes=pad_axes, spelled=spelled_pads)
 def pad(x, pads: Ints, constant_value: Floats | None = None, axes: Ints | None = None, *, mode="constant"):
     """``pads``: what to add before each of ``axes``, then what to add after; negative numbers cut off."""
     axes = range(x.dim()) if axes is None else [axis % x.dim() for axis in axes]
@@ -66,17 +66,17 @@ def pad(x, pads: Ints, constant_value: Floats | None = None, axes: Ints | None =
     return _pad_copies(cut, [max(n, 0) for n in before], [max(n, 0) for n in after], mode)
 
 
-@movement_op("Pad", 11, 13, axes=_pad_axes, spelled=_spelled_pads)
+@movement_op("Pad", 11, 13, axes=pad_axes, spelled=spelled_pads)
 def pad_11(x, pads: Ints, constant_value: Floats | None = None, *, mode="constant"):
     return pad(x, pads, constant_value, mode=mode)
 
 
-@movement_op("Pad", 2, axes=_pad_axes, spelled=_spelled_pads)
+@movement_op("Pad", 2, axes=pad_axes, spelled=spelled_pads)
 def pad_2(x, *, pads, mode="constant", value=0.0):
     return pad(x, pads, (value,), mode=mode)
 
 
-@movement_op("Pad", 1, axes=_pad_axes, spelled=_spelled_pads)
+@movement_op("Pad", 1, axes=pad_axes, spelled=spelled_pads)
 def pad_1(x, *, paddings, mode="constant", value=0.0):
     return pad(x, paddings, (value,), mode=mode)
 

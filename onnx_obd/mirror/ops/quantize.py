@@ -175,7 +175,7 @@ def _dynamic_second(call: Call, h):
     return [h_x]
 
 
-@op("DynamicQuantizeLinear", 11, second=_dynamic_second)
+@op("DynamicQuantizeLinear", 11, second=_dynamic_second, axes="_*")
 def dynamic_quantize_linear(x):
     low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
     scale = torch.where(high > low, (high - low) / 255, 1)

@@ -144,7 +144,7 @@ def space_to_depth(x, *, blocksize, mode="DCR"):
 # ---- joined and taken apart
 
 
-def _concat_axes(node: Node) -> str:
+def concat_axes(node: Node) -> str:
     parts = [f"part{i}" for i in range(len(node.inputs))]
     whole = f"[{' + '.join(parts)}]"
     return f"{', '.join(_with(node, part) for part in parts)} -> {_with(node, whole)}"
@@ -175,12 +175,12 @@ def _spelled_parts(parameter: str) -> Callable[[ShrunkNode], dict[str, Any]]:
     return spelled
 
 
-@movement_op("Concat", 4, 11, 13, axes=_concat_axes)
+@movement_op("Concat", 4, 11, 13, axes=concat_axes)
 def concat(*inputs, axis):
     return torch.cat(inputs, axis)
 
 
-@movement_op("Concat", 1, axes=_concat_axes)
+@movement_op("Concat", 1, axes=concat_axes)
 def concat_1(*inputs, axis=1):
     return torch.cat(inputs, axis)
 

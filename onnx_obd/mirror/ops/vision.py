@@ -14,12 +14,15 @@ from onnx_obd.mirror.second import Call, movement
 _MODES = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "bicubic": "bicubic", "cubic": "bicubic"}
 
 
-@op("GridSample", 16, axes="n c _*, n _* -> n c _*")
+GRID_SAMPLE_AXES = "n c _*, n _* -> n c _*"
+
+
+@op("GridSample", 16, axes=GRID_SAMPLE_AXES)
 def grid_sample_16(x, grid, *, align_corners=0, mode="bilinear", padding_mode="zeros"):
     return grid_sample(x, grid, align_corners=align_corners, mode=mode, padding_mode=padding_mode)
 
 
-@op("GridSample", 20, 22, axes="n c _*, n _* -> n c _*")
+@op("GridSample", 20, 22, axes=GRID_SAMPLE_AXES)
 def grid_sample(x, grid, *, align_corners=0, mode="linear", padding_mode="zeros"):
     return F.grid_sample(x, grid, _MODES[mode], padding_mode, bool(align_corners))
 

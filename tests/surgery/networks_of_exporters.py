@@ -1,0 +1,179 @@
+"""Networks as exporters, onnxruntime's optimiser and its quantiser spell them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from tests.surgery.graphs import Graph
+from tests.surgery.networks import image, network
+
+WIDTH, HEADS, SIZE = 10, 3, 4
+MICROSOFT = {"com.microsoft": 1}
+
+
+def _microsoft(g: Graph, y: str) -> onnx.ModelProto:
+    return g.model(y, imports=MICROSOFT, infer=False)
+
+
+# ---- fused attention
+
+
+@network(head=[3])
+def attention_of_keys_by_head() -> onnx.ModelProto:
+    g = Graph()
+    x = g.input("x", "batch", 6, WIDTH)
+
+    def by_head() -> str:
+        y = g.op("Reshape", g.dense(x, WIDTH, HEADS * SIZE), g.ints(0, 0, HEADS, SIZE))
+        return g.op("Transpose", y, perm=[0, 2, 1, 3])
+
+    q = g.dense(x, WIDTH, HEADS * SIZE)
+    y = g.op("MultiHeadAttention", q, by_head(), by_head(), domain="com.microsoft", num_heads=HEADS)
+    return _microsoft(g, g.dense(y, HEADS * SIZE, WIDTH))
+
+
+def _grouped_query(packed: bool, size: int = 8) -> onnx.ModelProto:
+    """Four query heads, two key heads; the cache is empty."""
+    g, heads, key_heads = Graph(), 4, 2
+    x = g.input("x", 1, 6, WIDTH)
+    if packed:
+        projected = g.op("MatMul", x, g.weight(WIDTH, (heads + 2 * key_heads) * size)), "", ""
+    else:
+        projected = tuple(g.op("MatMul", x, g.weight(WIDTH, n * size)) for n in (heads, key_heads, key_heads))
+    lengths = g.tensor(np.array([[5]], np.int32)), g.tensor(np.array(6, np.int32))
+    y = g.op("GroupQueryAttention", *projected, "", "", *lengths, domain="com.microsoft", num_heads=heads,
+             kv_num_heads=key_heads)  # fmt: skip
+    return _microsoft(g, g.dense(y, heads * size, WIDTH))
+
+
+@network(head=[2, 2])
+def grouped_query_attention() -> onnx.ModelProto:
+    """A key head goes with its query heads, or one query head of every group."""
+    return _grouped_query(packed=False)
+
+
+@network(head=[2, 2])
+def grouped_query_attention_of_one_input() -> onnx.ModelProto:
+    return _grouped_query(packed=True)
+
+
+@network(head=[3])
+def attention_by_rank() -> onnx.ModelProto:
+    """Attention-23 of [B, N, S, D], as PyTorch's exporter writes scaled_dot_product_attention from opset 23."""
+    g = Graph(opset=23)
+    x = g.input("x", "batch", 6, WIDTH)
+
+    def split(y: str) -> str:
+        return g.op("Transpose", g.op("Reshape", y, g.ints(0, 6, HEADS, SIZE)), perm=[0, 2, 1, 3])
+
+    y = g.op("Attention", *(split(g.dense(x, WIDTH, HEADS * SIZE)) for _ in range(3)), is_causal=1)
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 6, HEADS * SIZE))
+    return g.model(g.dense(y, HEADS * SIZE, WIDTH))
+
+
+@network(head=[2, 2], head_dimension=[4, 4])
+def repeated_key_heads() -> onnx.ModelProto:
+    """Keys and values repeated by Unsqueeze, Expand and Reshape for the query heads that share them, as in Llama."""
+    g, heads, key_heads = Graph(), 4, 2
+    x = g.input("x", 1, 6, WIDTH)
+
+    def split(y: str, count: int) -> str:
+        return g.op("Transpose", g.op("Reshape", y, g.ints(1, 6, count, SIZE)), perm=[0, 2, 1, 3])
+
+    def repeated(y: str) -> str:
+        y = g.op("Unsqueeze", split(y, key_heads), g.ints(2))
+        y = g.op("Expand", y, g.ints(1, key_heads, heads // key_heads, 6, SIZE))
+        return g.op("Reshape", y, g.ints(1, heads, 6, SIZE))
+
+    q = split(g.op("MatMul", x, g.weight(WIDTH, heads * SIZE)), heads)
+    k, v = (repeated(g.op("MatMul", x, g.weight(WIDTH, key_heads * SIZE))) for _ in range(2))
+    scores = g.op("Softmax", g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    y = g.op("Reshape", g.op("Transpose", g.op("MatMul", scores, v), perm=[0, 2, 1, 3]), g.ints(1, 6, heads * SIZE))
+    return g.model(g.dense(y, heads * SIZE, WIDTH))
+
+
+# ---- onnxruntime's optimiser
+
+
+@network(channel=[6, 5])
+def fused_conv() -> onnx.ModelProto:
+    """FusedConv with what it adds as a fourth input."""
+    g = Graph()
+    x = g.op("FusedConv", image(g), g.weight(6, 3, 3, 3), g.weight(6), domain="com.microsoft", activation="Relu",
+             pads=[1] * 4)  # fmt: skip
+    y = g.op("FusedConv", x, g.weight(6, 6, 3, 3), g.weight(6), x, domain="com.microsoft", activation="Relu",
+             pads=[1] * 4)  # fmt: skip
+    y = g.op("FusedConv", y, g.weight(5, 6, 1, 1), g.weight(5), domain="com.microsoft", activation="LeakyRelu",
+             activation_params=[0.1])  # fmt: skip
+    return _microsoft(g, g.pooled(y, 5))
+
+
+@network(neuron=[9, 8])
+def fused_dense() -> onnx.ModelProto:
+    """FusedGemm, BiasGelu, SkipLayerNormalization over a width that stays."""
+    g = Graph()
+    x = g.input("x", "batch", 7)
+    y = g.op("FusedGemm", x, g.weight(9, 7), g.weight(9), domain="com.microsoft", transB=1, activation="Relu")
+    y = g.op("SkipLayerNormalization", g.op("MatMul", y, g.weight(9, 7)), x, g.weight(7), g.weight(7), g.weight(7),
+             domain="com.microsoft")  # fmt: skip
+    y = g.op("BiasGelu", g.op("MatMul", y, g.weight(7, 8)), g.weight(8), domain="com.microsoft")
+    return _microsoft(g, g.dense(y, 8, 3))
+
+
+# ---- layouts and moves
+
+
+@network(channel=[6, 6])
+def channels_last_all_the_way() -> onnx.ModelProto:
+    """Transposed once at the start and once at the end, with a Pad in between, as tf2onnx and PaddlePaddle write it."""
+    g = Graph()
+    x = g.op("Transpose", g.input("x", "batch", 8, 10, 3), perm=[0, 3, 1, 2])
+    x = g.op("Conv", x, g.weight(6, 3, 3, 3), g.weight(6), strides=[2, 2], auto_pad="SAME_UPPER")
+    x = g.op("Conv", g.op("Pad", g.op("Relu", x), g.ints(0, 0, 0, 0, 0, 0, 1, 1)), g.weight(6, 1, 3, 3), group=6)
+    x = g.op("Clip", g.conv(g.op("HardSigmoid", x), 6, 6, kernel=1), g.scalar(0), g.scalar(6))
+    x = g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 3, 1]), g.ints(-1, 3 * 4 * 6))
+    return g.model(g.dense(x, 3 * 4 * 6, 4))
+
+
+@network(channel=[4, 4, 4])
+def shuffled_halves() -> onnx.ModelProto:
+    """ShuffleNet V2: half of the channels pass by, then both halves are dealt out, so that they go in pairs."""
+    g = Graph()
+    x = g.op("Relu", g.conv(image(g), 3, 8))
+    kept, worked = g.op("Split", x, g.ints(4, 4), axis=1, outputs=2)
+    worked = g.op("Relu", g.conv(g.op("Relu", g.conv(worked, 4, 4)), 4, 4, kernel=1))
+    y = g.op("Reshape", g.op("Concat", kept, worked, axis=1), g.ints(0, 2, 4, 8, 10))
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3, 4]), g.ints(0, 8, 8, 10))
+    return g.model(g.pooled(y, 8))
+
+
+@network(neuron=[5])
+def rows_put_together() -> onnx.ModelProto:
+    """ScatterND of rows, GatherND of rows: as PyTorch writes x[:, i] = y and indexing by tensors."""
+    g = Graph()
+    y = g.op("Tanh", g.dense(g.input("x", "batch", 4, 7), 7, 5))
+    first = g.op("Transpose", y, perm=[1, 0, 2])
+    rows = g.op("GatherND", first, g.tensor(np.int64([[1], [3]])))
+    changed = g.op("ScatterND", first, g.tensor(np.int64([[2], [0]])), rows)
+    return g.model(g.dense(changed, 5, 3))
+
+
+@network(channel=[4, 2])
+def quantised_concatenation() -> onnx.ModelProto:
+    """QLinearConcat, QLinearGlobalAveragePool: what the quantiser writes without QuantizeLinear in between."""
+    g = Graph()
+    scale, middle = g.tensor(np.float32(0.05)), g.tensor(np.uint8(120))
+    x = g.op("QuantizeLinear", image(g), scale, middle)
+
+    def conv(channels: int) -> str:
+        w = g.tensor(g.generator.integers(-60, 60, (channels, 3, 3, 3)).astype(np.int8))
+        w_scale = g.tensor((0.005 + 0.01 * g.generator.random(channels)).astype(np.float32))
+        zeros = g.tensor(np.zeros(channels, np.int8))
+        return g.op("QLinearConv", x, scale, middle, w, w_scale, zeros, scale, middle, pads=[1] * 4)
+
+    y = g.op("QLinearConcat", scale, middle, conv(4), scale, middle, conv(2), scale, middle, domain="com.microsoft",
+             axis=1)  # fmt: skip
+    y = g.op("QLinearGlobalAveragePool", y, scale, middle, scale, middle, domain="com.microsoft")
+    y = g.op("Flatten", g.op("DequantizeLinear", y, scale, middle))
+    return _microsoft(g, g.dense(y, 6, 4))
