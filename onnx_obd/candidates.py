@@ -22,6 +22,7 @@ from onnx_obd.plan.rounds import Rounds
 from onnx_obd.plan.scope import make_pools, parse_sparsity_of
 from onnx_obd.records import Curvature, Plan, Quality, Round, Saliency
 from onnx_obd.recovery import Recipe, Training
+from onnx_obd.repair import REPAIRED, refit_survivors
 from onnx_obd.run import Run
 from onnx_obd.saliency import criteria_of, find_criterion, score
 from onnx_obd.surgery.compensate import accept
@@ -40,10 +41,13 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
 
-def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
+def prune_by(run: Run, method: str, sparsity: float, rounds: int, *, repaired: bool = False) -> Candidate:
     """Delete weights by a criterion in rounds, its curvature re-estimated before each.
 
     The mirror starts from the original weights and is left with the result.
+
+    Args:
+        repaired: refit what survives after every round, so that the next one ranks the weights as they will be.
     """
     start = time.perf_counter()
     options = run.options
@@ -54,7 +58,7 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
     schedule = planned_rounds(run, sparsity, steps, keep)
     values = snapshot(run.mirror)  # of deleted weights: what they were before
     history: list[Round] = []
-    plan, loss = None, losses(run)
+    plan, notes, loss = None, (), losses(run)
     for number in range(1, rounds + 1):
         began = time.perf_counter()
         if options.variant == "regrow":
@@ -71,6 +75,9 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
         after = losses(run)
         jointly = predicted_jointly(run, history, keep)
         history.append(replace(measured_round(plan, loss, after, began), **jointly))
+        if repaired and number > rounds // 2:  # measured: repairing the first half too changes nothing
+            notes = refit_survivors(run, keep, f"{method}{REPAIRED}")
+            after = losses(run)
         if number < rounds and options.retrain_epochs:
             if options.variant == "decay":
                 restore(run.mirror, before)
@@ -79,7 +86,20 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int) -> Candidate:
         loss = after
         present = snapshot(run.mirror)
         values = {name: torch.where(keep[name], w, values[name]) if name in keep else w for name, w in present.items()}
-    return candidate(run, method, plan, history, start)
+    found = candidate(run, f"{method}{REPAIRED}" if repaired else method, plan, history, start)
+    return replace(found, notes=notes)
+
+
+def repair(run: Run, pruned: Candidate) -> Candidate:
+    """The same masks with refitted weights and biases, as a candidate of its own.
+
+    The held-back samples then say whether it is better than what it came from. The mirror is left with the result.
+    """
+    start = time.perf_counter() - pruned.quality.seconds
+    method = f"{pruned.quality.method}{REPAIRED}"
+    restore(run.mirror, pruned.weights)
+    notes = refit_survivors(run, pruned.plan.keep, method)
+    return replace(candidate(run, method, pruned.plan, list(pruned.rounds), start), notes=notes)
 
 
 def _plan(schedule: Rounds, number: int, keep: Mapping[str, Tensor], saliency: Saliency) -> Plan:
@@ -127,7 +147,7 @@ def _loss_after(run: Run, plan: Plan) -> float:
 def _make_up(run: Run, before: Mapping[str, Tensor]) -> None:
     """The surgeon's update of the survivors for what was deleted since, so far as it lowers the loss."""
     updates = compensating_updates(run.fitting, run.operands[0], before, run.options.seed)
-    accept(run.mirror, updates, run.acceptance, run.acceptance.loss())
+    accept(run.mirror, updates, run.acceptance.loss, run.acceptance.loss())
 
 
 def _curvature(run: Run, number: int, report: Callable[[int, int], None]) -> Curvature:

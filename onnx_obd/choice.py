@@ -6,11 +6,10 @@ import math
 import time
 from collections.abc import Sequence
 
-from onnx_obd.candidates import Candidate, candidate, original_masks, prune_by
+from onnx_obd.candidates import Candidate, candidate, original_masks, prune_by, repair
 from onnx_obd.errors import NumericalError
 from onnx_obd.goals import meets_goal, prune_towards
 from onnx_obd.records import Plan
-from onnx_obd.repair import repair
 from onnx_obd.run import Run
 from onnx_obd.surgery.mask import restore
 
@@ -32,14 +31,15 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
         first = candidate(run, UNITS_ALONE, Plan(original_masks(run), None), [], time.perf_counter())
         return first, [first]
     if goal is None:
-        first = prune_by(run, options.method, options.sparsity, options.rounds)
+        first = prune_by(run, options.method, options.sparsity, options.rounds, repaired=options.repair)
     else:
         first = prune_towards(run, options.method, goal)
     candidates = [first]
-    if options.method != CONTROL:
-        candidates.append(prune_by(run, CONTROL, first.plan.sparsity, 1))
-    if options.repair:
-        candidates += [repair(run, pruned) for pruned in candidates]
+    if options.method != CONTROL or options.repair:
+        control = prune_by(run, CONTROL, first.plan.sparsity, 1)
+        candidates.append(control)
+        if options.method != CONTROL and options.repair:
+            candidates.append(repair(run, control))
     return best_of(run, candidates), candidates
 
 

@@ -1,4 +1,7 @@
-"""Deletion towards a goal other than a sparsity, along one path: no second derivative is computed twice."""
+"""Deletion towards a goal other than a sparsity, along one path: no second derivative is computed twice.
+
+What is judged at every step of the way is what would be shipped: the repaired model, where repair is asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from onnx_obd.export import exported_size
 from onnx_obd.plan.elementwise import schedule
 from onnx_obd.plan.targets import RESOLUTION, Goal, furthest
 from onnx_obd.records import Plan, Quality, Saliency
+from onnx_obd.repair import REPAIRED, refit_survivors
 from onnx_obd.run import Run
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 
@@ -32,7 +36,8 @@ PROVENANCE = 2048
 def prune_towards(run: Run, method: str, goal: Goal) -> Candidate:
     """Delete in rounds as far as the goal allows, or until it is met.
 
-    In the round that oversteps, the sparsity is bisected with that round's scores. The mirror is left with the result.
+    In the round that oversteps, the sparsity is bisected with that round's scores. The mirror is left with the result,
+    repaired where that is asked for.
 
     Raises:
         UsageError: the file cannot come below the size asked for.
@@ -41,13 +46,13 @@ def prune_towards(run: Run, method: str, goal: Goal) -> Candidate:
     restore(run.mirror, run.original)
     loss, history = losses(run), []
     plan, room = Plan(original_masks(run), 0.0), True
-    room_left = _test(run, goal)
+    room_left, name = _test(run, goal), f"{method}{REPAIRED}" if run.options.repair else method
     for number, end in enumerate(schedule(FURTHEST, STEPS), 1):
         if not room or end <= plan.sparsity:
             continue
         began = time.perf_counter()
         saliency = rank(run, method, number, STEPS, run.mirror.weights, partial(_plan, run, end, plan.keep))
-        attempt = _attempts(run, saliency, plan.keep)
+        attempt = _attempts(run, saliency, plan.keep, name)
         plan, low = attempt(end), plan.sparsity
         room = room_left(plan)
         if not room:
@@ -58,7 +63,7 @@ def prune_towards(run: Run, method: str, goal: Goal) -> Candidate:
         loss = after
     if room and goal.target_size is not None:
         raise UsageError(f"at {plan.sparsity:.1%} sparsity the file is still larger than {goal.target_size} bytes")
-    return candidate(run, method, plan, history, start)
+    return candidate(run, name, plan, history, start)
 
 
 def meets_goal(run: Run, each: Candidate) -> bool:
@@ -91,14 +96,16 @@ def _plan(run: Run, sparsity: float, keep: Mapping[str, Tensor], saliency: Salie
     return planned_rounds(run, sparsity, 1, keep).plan(1, saliency, keep)
 
 
-def _attempts(run: Run, saliency: Saliency, keep: Mapping[str, Tensor]) -> Callable[[float], Plan]:
-    """Given a sparsity: delete so much with these scores, from where the mirror stands now."""
+def _attempts(run: Run, saliency: Saliency, keep: Mapping[str, Tensor], name: str) -> Callable[[float], Plan]:
+    """Given a sparsity: delete so much with these scores, from where the mirror stands now, and repair it if asked."""
     before = snapshot(run.mirror)
 
     def attempt(sparsity: float) -> Plan:
         restore(run.mirror, before)
         plan = _plan(run, sparsity, keep, saliency)
         apply_masks(run.mirror, plan.keep)
+        if run.options.repair:
+            refit_survivors(run, plan.keep, name)
         return plan
 
     return attempt

@@ -52,6 +52,16 @@ def test_the_loss_may_rise_by_the_budget():
     assert run.held_back.loss() == pytest.approx(best.quality.loss, rel=1e-5)
 
 
+def test_what_is_judged_on_the_way_is_repaired():
+    """So repair allows to go further, up to the same limit."""
+    plain, repaired = (choose(made(loss_budget=0.02, repair=repair))[1][0] for repair in (False, True))
+    assert plain.quality.method == "magnitude" and repaired.quality.method == "magnitude + repair"
+    assert plain.plan.sparsity + 0.02 < repaired.plan.sparsity
+    assert 0.01 < repaired.quality.loss <= 0.02
+    assert any((repaired.weights[name] != 0)[mask].any() for name, mask in repaired.plan.keep.items())
+    assert all((repaired.weights[name][~mask] == 0).all() for name, mask in repaired.plan.keep.items())
+
+
 def test_no_budget_leaves_nearly_everything():
     best, _ = choose(made(loss_budget=0.0))
     assert best.quality.loss <= 0 and best.plan.sparsity < 0.3

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import onnx_obd
-from onnx_obd.candidates import Candidate, prune_by
+from onnx_obd.candidates import Candidate, prune_by, repair
 from onnx_obd.choice import best_of, choose
 from onnx_obd.graph.load import load_model
 from onnx_obd.options import Options
 from onnx_obd.records import Plan, Quality
-from onnx_obd.repair import repair
 from onnx_obd.run import prepare
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -64,9 +63,18 @@ def test_auto_deletes_by_the_reading_of_lowest_loss_and_is_not_worse_than_each(l
 
 def test_choice_compares_the_method_the_control_and_their_repairs(lenet):
     best, candidates = choose(lenet)
-    assert [each.quality.method for each in candidates] == ["auto", "magnitude", "auto + repair", "magnitude + repair"]
-    assert best.quality.loss <= min(each.quality.loss for each in candidates if "auto" in each.quality.method)
+    assert [each.quality.method for each in candidates] == ["auto + repair", "magnitude", "magnitude + repair"]
+    assert best.quality.loss <= candidates[0].quality.loss
     assert all(torch.equal(lenet.mirror.weights[name], weight) for name, weight in best.weights.items())
+
+
+def test_repair_in_rounds_keeps_the_zeros_and_beats_repair_at_the_end(lenet):
+    late, early = repair(lenet, prune_by(lenet, "auto", 0.9, 4)), prune_by(lenet, "auto", 0.9, 4, repaired=True)
+    assert early.quality.method == late.quality.method == "auto + repair"
+    assert early.quality.loss < late.quality.loss
+    assert early.plan.sparsity == late.plan.sparsity
+    assert all((early.weights[name][~mask] == 0).all() for name, mask in early.plan.keep.items())
+    assert any("were refitted" in note for note in early.notes)
 
 
 def test_obs_deletes_with_its_update(lenet):

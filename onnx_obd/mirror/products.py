@@ -1,8 +1,9 @@
 """Nodes as products of matrices: what least squares needs to know of an operator that multiplies data by a weight.
 
-A rule is called with the position of the weight's operand, the values of all operands, the attributes and the output;
-it returns a ``Product``, or None where the node has not this form. Groups are what does not mix: the groups of a
-convolution, the matrices of a batched product.
+An operator says so in its entry (``Operator.product``) by a rule: called with the position of the weight's operand, the
+values of all operands (None where one is absent) and the attributes, it returns a ``Product``, or None where the node
+has not this form. Groups are what does not mix: the groups of a convolution, the matrices of a batched product, the
+directions of a recurrence.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from onnx_obd.mirror.ops.convolution import _conv_geometry as conv_geometry
-from onnx_obd.mirror.ops.convolution import _transposed_geometry as transposed_geometry
-from onnx_obd.mirror.ops.sliding import torch_pads, windows
 from onnx_obd.mirror.registry import Operator
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is added to y[g, n, r]: factor · rows(operand)[g, r]; rows is None where it is not one number for each r."""
+
+    position: int
+    factor: float
+    rows: Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -27,20 +33,39 @@ class Product:
 
     Attributes:
         features: indices [P] of positions n -> x [G, P, K]; only these positions are unfolded.
-        outputs: a tensor shaped like the node's output -> y [G, N, R].
         matrix: a tensor shaped like the operand -> w [G, R, K].
         positions: N, over all samples of the batch.
-        bias: position of the operand that is added to y, and its factor; None if the operator has none.
+        bias: the operand that is added to y; None if the operator has none.
+        outputs: a tensor shaped like the node's output -> y [G, N, R]; None where the node does not put out y itself
+            but something made of it.
     """
 
     features: Callable[[Tensor], Tensor]
-    outputs: Callable[[Tensor], Tensor]
     matrix: Callable[[Tensor], Tensor]
     positions: int
-    bias: tuple[int, float] | None = None
+    bias: Bias | None = None
+    outputs: Callable[[Tensor], Tensor] | None = None
+
+    def inside(self) -> Product:
+        """The same within an operator that goes on computing with y."""
+        return replace(self, outputs=None)
 
 
-ProductRule = Callable[[int, Sequence[Any], Mapping[str, Any], Tensor], Product | None]
+ProductRule = Callable[[int, Sequence[Any], Mapping[str, Any]], Product | None]
+
+
+def product_of(
+    operator: Operator, position: int, inputs: Sequence[Any], attributes: Mapping[str, Any]
+) -> Product | None:
+    """The node as a ``Product`` in the operand at ``position``; None where no rule is known or the form is another."""
+    if operator.product is None or position not in operator.weights:
+        return None
+    return operator.product(position, inputs, attributes)
+
+
+def row_bias(position: int, bias: Tensor | None, groups: int = 1, factor: float = 1.0) -> Bias | None:
+    """A bias [G · R] of an operator, if it is there."""
+    return None if bias is None else Bias(position, factor, lambda b: b.reshape(groups, -1))
 
 
 def matrix_product(position: int, a: Tensor, b: Tensor) -> Product | None:
@@ -58,11 +83,11 @@ def matrix_product(position: int, a: Tensor, b: Tensor) -> Product | None:
         )
     if b.dim() == 1:
         x = a.reshape(1, -1, len(b))
-        return _of_rows(x, lambda y: y.reshape(1, -1, 1), lambda w: w.reshape(1, 1, -1))
+        return product_of_rows(x, lambda w: w.reshape(1, 1, -1), lambda y: y.reshape(1, -1, 1))
     rows, columns = b.shape[-2:]
     if b.dim() == 2:
         x = a.reshape(1, -1, rows)
-        return _of_rows(x, lambda y: y.reshape(1, -1, columns), lambda w: w.mT[None])
+        return product_of_rows(x, lambda w: w.mT[None], lambda y: y.reshape(1, -1, columns))
     batch = b.shape[:-2]
     if a.dim() < b.dim() or a.shape[-b.dim() : -2] != batch:
         return None
@@ -71,15 +96,21 @@ def matrix_product(position: int, a: Tensor, b: Tensor) -> Product | None:
     def grouped(value: Tensor) -> Tensor:
         return value.reshape(-1, groups, *value.shape[-2:]).transpose(0, 1).flatten(1, 2)
 
-    return _of_rows(grouped(a), grouped, lambda w: w.reshape(groups, rows, columns).mT)
+    return product_of_rows(grouped(a), lambda w: w.reshape(groups, rows, columns).mT, grouped)
 
 
-def _of_rows(x: Tensor, outputs: Callable[[Tensor], Tensor], matrix: Callable[[Tensor], Tensor]) -> Product:
-    return Product(lambda chosen: x[:, chosen], outputs, matrix, x.shape[1])
+def product_of_rows(
+    x: Tensor,
+    matrix: Callable[[Tensor], Tensor],
+    outputs: Callable[[Tensor], Tensor] | None = None,
+    bias: Bias | None = None,
+) -> Product:
+    """The product of data [G, N, K] that stand in memory as they are multiplied."""
+    return Product(lambda chosen: x[:, chosen], matrix, x.shape[1], bias, outputs)
 
 
 def sliding_product(
-    unfolded: Tensor, groups: int, matrix: Callable[[Tensor], Tensor], bias: tuple[int, float] | None
+    unfolded: Tensor, groups: int, matrix: Callable[[Tensor], Tensor], bias: Bias | None = None
 ) -> Product:
     """The product of a convolution whose windows are given: a view [N, C, *output, *kernel]."""
     rank = (unfolded.dim() - 2) // 2
@@ -94,64 +125,4 @@ def sliding_product(
         rows = y.movedim(1, -1).reshape(-1, y.shape[1])
         return rows.unflatten(1, (groups, -1)).transpose(0, 1)
 
-    return Product(features, outputs, matrix, torch.Size(size).numel(), bias)
-
-
-def _matmul(position, inputs, attributes, output):
-    return matrix_product(position, *inputs)
-
-
-def _gemm(position, inputs, attributes, output):
-    a, b, *c = inputs
-    trans_a, trans_b = attributes.get("transA", 0), attributes.get("transB", 0)
-    alpha, transposed = attributes.get("alpha", 1.0), (trans_a, trans_b)[position]
-    found = matrix_product(position, a.mT if trans_a else a, b.mT if trans_b else b)
-    return replace(
-        found,
-        features=lambda chosen: alpha * found.features(chosen),
-        matrix=lambda w: found.matrix(w.mT if transposed else w),
-        bias=(2, attributes.get("beta", 1.0)) if c else None,
-    )
-
-
-def _conv(position, inputs, attributes, output):
-    x, w, *b = inputs
-    group = attributes.get("group", 1)
-    begin, end, strides, dilations = conv_geometry(x, w, attributes)
-    unfolded = windows(F.pad(x, torch_pads(begin, end)), w.shape[2:], strides, dilations)
-    return sliding_product(unfolded, group, lambda w: w.reshape(group, len(w) // group, -1), (2, 1.0) if b else None)
-
-
-def _conv_transpose(position, inputs, attributes, output):
-    """A convolution of x, spread out by the strides and padded, with the mirrored kernel."""
-    x, w, *b = inputs
-    strides, padding, dilations, extra, crop = transposed_geometry(x, w, attributes)
-    group, rank = attributes.get("group", 1), len(strides)
-    spread = x.new_zeros(*x.shape[:2], *[s * (n - 1) + 1 for n, s in zip(x.shape[2:], strides, strict=True)])
-    spread[(..., *[slice(None, None, s) for s in strides])] = x
-    reach = [d * (k - 1) - p for k, d, p in zip(w.shape[2:], dilations, padding, strict=True)]
-    padded = F.pad(spread, torch_pads(reach, [r + e for r, e in zip(reach, extra, strict=True)]))
-    padded = padded if crop is None else F.pad(padded, crop)
-    unfolded = windows(padded, w.shape[2:], (1,) * rank, dilations)
-    kernel = tuple(range(2, 2 + rank))
-
-    def matrix(w: Tensor) -> Tensor:
-        return w.flip(kernel).unflatten(0, (group, -1)).transpose(1, 2).flatten(2)
-
-    return sliding_product(unfolded, group, matrix, (2, 1.0) if b else None)
-
-
-PRODUCTS: dict[tuple[str, str], ProductRule] = {
-    ("", "MatMul"): _matmul,
-    ("", "Gemm"): _gemm,
-    ("", "Conv"): _conv,
-    ("", "ConvTranspose"): _conv_transpose,
-}
-
-
-def product_of(
-    operator: Operator, position: int, inputs: Sequence[Any], attributes: Mapping[str, Any], output: Tensor
-) -> Product | None:
-    """The node as a ``Product`` in the operand at ``position``; None where no rule is known or the form is another."""
-    rule = PRODUCTS.get((operator.domain, operator.name))
-    return rule(position, [value for value in inputs if value is not None], attributes, output) if rule else None
+    return Product(features, matrix, torch.Size(size).numel(), bias, outputs)

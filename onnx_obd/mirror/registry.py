@@ -88,6 +88,7 @@ class Operator:
     views that input as rows of logits, called with the node's attributes.
     ``axes``: how the axes of the outputs correspond to those of the inputs, and ``spelled``: which parameters spell
     the sizes of axes (see ``axes.py``).
+    ``product``: the operator as a product of matrices, for a weight among its operands (see ``products.py``).
     ``in_place``: the function writing its result over its first input, where that has the result's shape and dtype.
     """
 
@@ -108,6 +109,7 @@ class Operator:
     distribution: Callable[..., Any] | str | None = None
     axes: Callable[..., str] | str | None = None
     spelled: Callable[..., Any] | None = None
+    product: Callable[..., Any] | None = None
     in_place: Callable[..., Any] | None = None
 
     @cached_property

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ from onnx_obd.errors import NumericalError
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.surgery.gram import NormalEquations, column_blocks, normal_equations
 from onnx_obd.surgery.least_squares import RIDGE, solve_supported
+from onnx_obd.surgery.mask import restore
 from onnx_obd.surgery.operands import Operand
+from onnx_obd.surgery.walk import Walk
 
 STEPS = (1.0, 0.5, 0.25)
 """Tried in this order."""
@@ -66,14 +69,18 @@ def compensate(
     """
     mirror, found = fitting.mirror, []
     generator = torch.Generator().manual_seed(seed)
-    loss = acceptance.loss()
+    present, teacher, judge = Walk(fitting), Walk(fitting, original), Walk(acceptance)
+    loss = judge.loss()
     for number, operand in enumerate(operands, 1):
         for columns in column_blocks(operand.elements.shape[2]):
-            equations = normal_equations(fitting, operand, original, columns, generator)
+            equations = normal_equations(present, teacher, operand, columns, generator)
             reason, before, step = _too_few(equations, operand, keep), loss, 0.0
             if not reason:
-                changes = [_changes(mirror, operand, equations, keep, ridge) for ridge in ridges]
-                step, loss = accept(mirror, _best(mirror, changes, acceptance), acceptance, loss)
+                measure = partial(_loss_with, judge, operand)
+                several = [_changes(mirror, operand, equations, keep, ridge) for ridge in ridges]
+                step, loss = accept(mirror, _best(mirror, several, measure), measure, loss)
+                for walk in (present, judge):
+                    walk.changed(several[0])
             found.append(Refit(operand.name, step, before, loss, reason))
         if progress:
             progress(number, len(operands))
@@ -88,16 +95,16 @@ def _too_few(equations: NormalEquations, operand: Operand, keep: Mapping[str, Te
     return f"{equations.positions} positions for {alive:.0f} weights per output"
 
 
-def _best(mirror: Mirror, found: Sequence[dict[str, Tensor]], acceptance: Calibration) -> dict[str, Tensor]:
+def _best(mirror: Mirror, found: Sequence[dict[str, Tensor]], measure: Callable[[], float]) -> dict[str, Tensor]:
     """Of several changes the one after which the loss is lowest; the mirror is left as it was."""
     if len(found) == 1:
         return found[0]
     before = {name: mirror.weights[name].detach().clone() for name in found[0]}
     losses = []
     for changes in found:
-        _set(mirror, {name: before[name] + change for name, change in changes.items()})
-        losses.append(_finite_loss(acceptance))
-    _set(mirror, before)
+        restore(mirror, {name: before[name] + change for name, change in changes.items()})
+        losses.append(_finite(measure))
+    restore(mirror, before)
     return found[min(range(len(found)), key=losses.__getitem__)]
 
 
@@ -126,26 +133,29 @@ def _changes(
     return found
 
 
-def accept(mirror: Mirror, changes: Mapping[str, Tensor], acceptance: Calibration, loss: float) -> tuple[float, float]:
+def accept(
+    mirror: Mirror, changes: Mapping[str, Tensor], measure: Callable[[], float], loss: float
+) -> tuple[float, float]:
     """Make changes at the first step length that lowers the loss; (step length, loss), or (0, the loss before)."""
     before = {name: mirror.weights[name].detach().clone() for name in changes}
     for step in STEPS:
-        _set(mirror, {name: before[name] + step * change for name, change in changes.items()})
-        now = _finite_loss(acceptance)
+        restore(mirror, {name: before[name] + step * change for name, change in changes.items()})
+        now = _finite(measure)
         if now < loss:
             return step, now
-    _set(mirror, before)
+    restore(mirror, before)
     return 0.0, loss
 
 
-def _finite_loss(acceptance: Calibration) -> float:
+def _loss_with(walk: Walk, operand: Operand) -> float:
+    """The loss after an operand's weights were changed, which matters at its node and behind it only."""
+    walk.changed([operand.name, *([operand.shift.name] if operand.shift else [])])
+    return walk.loss(operand.output)
+
+
+def _finite(measure: Callable[[], float]) -> float:
     try:
-        return acceptance.loss()
+        found = measure()
     except NumericalError:
         return math.inf
-
-
-def _set(mirror: Mirror, values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, value in values.items():
-            mirror.weights[name].copy_(value)
+    return found if math.isfinite(found) else math.inf

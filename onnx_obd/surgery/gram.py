@@ -1,13 +1,13 @@
 """Gram matrices of what enters the weight-carrying nodes, collected through the mirror batch by batch.
 
-Memory: one activation batch and K x min(K, block) numbers for a weight with K columns, never the activations of all
-samples. Of a node with many positions (a convolution) a random part of the positions is used, the same number of every
-batch, at least ``ROWS_PER_COLUMN`` for every column.
+Memory: K x min(K, block) numbers for a weight with K columns, and what the pass over the samples holds (``walk.py``),
+never the unfolded inputs of all samples. Of a node with many positions (a convolution) a random part of the positions
+is used, the same number of every batch, at least ``ROWS_PER_COLUMN`` for every column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.surgery.operands import Operand
+from onnx_obd.surgery.walk import Walk
 
 BLOCK = 1024
 """Columns of one Gram matrix at most; a wider weight gets the diagonal blocks."""
@@ -31,7 +32,7 @@ class NormalEquations:
     Attributes:
         columns: of the block, as a slice of 0..K.
         gram: X^T X [G, k, k], or [G, k + 1, k + 1] with a column of ones behind, sums over positions.
-        moments: X^T (Y0 - Y) [G, k (+ 1), R].
+        moments: X^T (Y0 - Y) [G, k (+ 1), R], Y0 and Y with what ``Operand.shift`` adds.
         positions: how many there are in all (not only those used), over the samples.
     """
 
@@ -49,33 +50,37 @@ def column_blocks(columns: int, size: int = BLOCK) -> list[slice]:
 
 
 def normal_equations(
-    calibration: Calibration,
-    operand: Operand,
-    original: Mapping[str, Tensor],
-    columns: slice,
-    generator: torch.Generator,
+    present: Walk, original: Walk, operand: Operand, columns: slice, generator: torch.Generator
 ) -> NormalEquations:
     """The equations whose solution d minimises |X d - (Y0 - Y)|^2 over one block of columns.
 
-    X is what enters the node with the mirror's present weights, Y its present output and Y0 the original's.
+    X is what enters the node in ``present``, Y = X W^T + bias; Y0 is the same in ``original``.
     """
-    mirror, slots, ones = calibration.mirror, operand.slots, operand.shift is not None
+    ones, batches = operand.shift is not None, len(present.calibration.batches)
     size = columns.stop - columns.start + ones
+    w, w0 = (operand.matrix(walk.weight(operand.name)) for walk in (present, original))
+    offset = _shifted(original, operand) - _shifted(present, operand)
     gram, moments, positions = 0.0, 0.0, 0
-    with torch.no_grad():
-        for batch in calibration.batches:
-            values = mirror.evaluate(batch.inputs, outputs=slots)
-            product, present = operand.product(values), values[-1]
-            (wanted,) = mirror.evaluate(batch.inputs, outputs=slots[-1:], weights=original)
-            chosen = _choose(product.positions, size, len(calibration.batches), generator)
-            x = product.features(chosen)[..., columns]
-            x = torch.cat((x, x.new_ones(*x.shape[:-1], 1)), -1) if ones else x
-            error = product.outputs(wanted - present)[:, chosen]
-            share = product.positions / len(chosen)
-            gram = gram + share * (x.mT @ x).double()
-            moments = moments + share * (x.mT @ error).double()
-            positions += product.positions
+    pairs = (walk.values(operand.slots, operand.output) for walk in (present, original))
+    for values, wanted in zip(*pairs, strict=True):
+        product, target = operand.product(values), operand.product(wanted)
+        chosen = _choose(product.positions, size, batches, generator)
+        x = product.features(chosen)
+        error = target.features(chosen) @ w0.mT - x @ w.mT + offset
+        x = x[..., columns]
+        x = torch.cat((x, x.new_ones(*x.shape[:-1], 1)), -1) if ones else x
+        share = product.positions / len(chosen)
+        gram = gram + share * (x.mT @ x).double()
+        moments = moments + share * (x.mT @ error).double()
+        positions += product.positions
     return NormalEquations(columns, gram, moments, positions)
+
+
+def _shifted(walk: Walk, operand: Operand) -> Tensor | float:
+    """What the parameter of ``Operand.shift`` adds to the outputs: [G, 1, R]."""
+    if operand.shift is None:
+        return 0.0
+    return (walk.weight(operand.shift.name).reshape(-1)[operand.shift.elements] / operand.shift.factor)[:, None]
 
 
 def _choose(positions: int, columns: int, batches: int, generator: torch.Generator) -> Tensor:

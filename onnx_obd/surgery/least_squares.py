@@ -62,7 +62,8 @@ def solve_supported(gram: Tensor, targets: Tensor, support: Tensor, ridge: float
             continue
         for systems in _systems(matrix, support[group], ridge):
             b = targets[group][systems.place] * systems.used
-            result[group][systems.place] = torch.linalg.solve(systems.matrices, b)
+            factor = torch.linalg.cholesky(systems.matrices)
+            result[group][systems.place] = torch.cholesky_solve(b[..., None], factor)[..., 0]
     return result
 
 

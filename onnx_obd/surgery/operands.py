@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,17 @@ class Operand:
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """The values to look at: the node's operands and its output."""
-        return (*(slot for slot in self.step.inputs if slot), self.step.outputs[0])
+        """The values to look at: the node's operands; 0 stands for one that is absent."""
+        return self.step.inputs
 
-    def product(self, values: tuple) -> Product:
+    @property
+    def output(self) -> int:
+        """A slot that the node writes."""
+        return next(slot for slot in self.step.outputs if slot)
+
+    def product(self, values: Sequence) -> Product:
         """The node on recorded values of ``slots``."""
-        *inputs, output = values
-        return _product(self.step, self.position, inputs, output)
+        return product_of(self.step.operator, self.position, values, self.step.attributes)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape as matrices [G, R, K]."""
@@ -79,7 +83,7 @@ def find_operands(mirror: Mirror, batch: Batch, names: Iterable[str]) -> tuple[l
         if len(found) != 1
     }
     alone = {name: found[0] for name, found in places.items() if len(found) == 1}
-    slots = tuple({slot for step, _ in alone.values() for slot in (*step.inputs, step.outputs[0]) if slot})
+    slots = tuple({slot for step, _ in alone.values() for slot in (*step.inputs, *step.outputs) if slot})
     with torch.no_grad():
         values = dict(zip(slots, mirror.evaluate(batch.inputs, outputs=slots), strict=True)) if slots else {}
     found = []
@@ -97,8 +101,7 @@ def _operand(
     mirror: Mirror, batch: Batch, name: str, step: Step, position: int, values: Mapping[int, Any]
 ) -> Operand | str:
     """The operand, or why there is none."""
-    output = values[step.outputs[0]]
-    product = _product(step, position, [values[slot] for slot in step.inputs if slot], output)
+    product = product_of(step.operator, position, [values.get(slot) for slot in step.inputs], step.attributes)
     if product is None:
         return f"no matrix form of {step.operator.name} is known"
     weight = mirror.weights[name]
@@ -110,12 +113,7 @@ def _operand(
     elements = product.matrix(moved).long()
     if elements.numel() != len(ids) or not torch.equal(elements.reshape(-1).sort().values.double(), ids):
         return f"{step.operator.name} sees it in parts or joined with other values"
-    return Operand(name, step, position, elements, _shift(mirror, step, product, output))
-
-
-def _product(step: Step, position: int, inputs: list[Any], output: Tensor) -> Product | None:
-    present = [slot for slot in step.inputs[:position] if slot]
-    return product_of(step.operator, len(present), inputs, dict(step.attributes), output)
+    return Operand(name, step, position, elements, _shift(mirror, step, product, values.get(step.outputs[0])))
 
 
 def _places(mirror: Mirror, slot: int) -> list[tuple[Step, int]]:
@@ -132,37 +130,47 @@ def _places(mirror: Mirror, slot: int) -> list[tuple[Step, int]]:
     return [(step, position) for step, position in found if not step.bodies]
 
 
-def _shift(mirror: Mirror, step: Step, product: Product, output: Tensor) -> Shift | None:
+def _shift(mirror: Mirror, step: Step, product: Product, output: Tensor | None) -> Shift | None:
     """The node's own bias, or the parameter of the one node that takes its output."""
-    names = {slot: name for name, slot in mirror.weight_slots().items()}
-    (output_slot,) = step.outputs
-    candidates: list[tuple[int, float, bool]] = []
     if product.bias is not None:
-        position, factor = product.bias
-        candidates.append((step.inputs[position], 1 / factor if factor else 0.0, output.dim() > 2))
-    elif output_slot not in mirror.program.outputs:
-        takers = [other for other in mirror.program.steps if output_slot in other.inputs]
-        if len(takers) == 1:
-            taken = takers[0].operator
-            factors, per_channel = _SHIFTS.get(taken.name, {}), taken.name == "BatchNormalization"
-            pairs = [(slot, factors.get(position, 0.0)) for position, slot in enumerate(takers[0].inputs)]
-            candidates += [(slot, factor, per_channel) for slot, factor in pairs if slot != output_slot]
-    for slot, factor, per_channel in candidates:
-        if slot in names and factor and len(_places(mirror, slot)) == 1:
-            bias = mirror.weights[names[slot]]
-            ids = torch.arange(bias.numel(), dtype=torch.float64).reshape(bias.shape)
-            elements = _rows(ids.reshape(-1, *[1] * (output.dim() - 2)) if per_channel else ids, product, output)
-            if elements is not None:
-                return Shift(names[slot], elements, factor)
+        bias = product.bias
+        rows = _ids(mirror, step.inputs[bias.position], bias.rows)
+        return Shift(*rows, 1 / bias.factor) if rows and bias.factor else None
+    takers = [other for other in mirror.program.steps if step.outputs[0] in other.inputs]
+    if product.outputs is None or step.outputs[0] in mirror.program.outputs or len(takers) != 1:
+        return None
+    (taker,) = takers
+    per_channel = (1,) * (output.dim() - 2) if taker.operator.name == "BatchNormalization" else ()
+    for position, factor in _SHIFTS.get(taker.operator.name, {}).items():
+        slot = taker.inputs[position]
+        rows = slot != step.outputs[0] and _ids(
+            mirror, slot, lambda ids: _rows(ids.reshape(*ids.shape, *per_channel), product, output)
+        )
+        if rows:
+            return Shift(*rows, factor)
     return None
 
 
+def _ids(mirror: Mirror, slot: int, rows: Callable[[Tensor], Tensor | None]) -> tuple[str, Tensor] | None:
+    """The parameter in that slot and which of its elements goes to which row [G, R]; None unless it is used here alone.
+
+    No element may go to two rows.
+    """
+    name = next((name for name, own in mirror.weight_slots().items() if own == slot), None)
+    if name is None or len(_places(mirror, slot)) != 1:
+        return None
+    bias = mirror.weights[name]
+    found = rows(torch.arange(bias.numel(), dtype=torch.float64).reshape(bias.shape))
+    if found is None or len(found.unique()) < found.numel():
+        return None
+    return name, found.long()
+
+
 def _rows(ids: Tensor, product: Product, output: Tensor) -> Tensor | None:
-    """Which element of a bias reaches each output row [G, R]; None unless each element reaches exactly one row."""
+    """Which element of a bias reaches each output row [G, R]; None if it depends on the position."""
     try:
         rows = product.outputs(ids.expand(output.shape))
     except RuntimeError:  # it broadcasts the output to a larger shape
         return None
     first = rows[:, :1]
-    once = torch.equal(first.reshape(-1).sort().values, ids.reshape(-1))
-    return first[:, 0].long() if once and torch.equal(rows, first.expand_as(rows)) else None
+    return first[:, 0] if torch.equal(rows, first.expand_as(rows)) else None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
+from onnx_obd.mirror.products import Product, row_bias, sliding_product
 from onnx_obd.mirror.registry import Ints, OutputCount, op
 from onnx_obd.mirror.second import Call, movement
 
@@ -102,7 +103,18 @@ def _may_choose_kernel(x) -> bool:
     )  # fmt: skip
 
 
-@op("Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,), axes=CONV_AXES)
+def conv_product(position, inputs, attributes) -> Product:
+    x, w, b = (*inputs, None)[:3]
+    group = attributes.get("group", 1)
+    begin, end, strides, dilations = _conv_geometry(x, w, attributes)
+    unfolded = windows(F.pad(x, torch_pads(begin, end)), w.shape[2:], strides, dilations)
+    return sliding_product(unfolded, group, lambda w: w.reshape(group, len(w) // group, -1), row_bias(2, b, group))
+
+
+@op(
+    "Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,), axes=CONV_AXES,
+    product=conv_product,
+)  # fmt: skip
 def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
     begin, end, strides, dilations = geometry(x.shape[2:], w.shape[2:], auto_pad, pads, strides, dilations)
     none = (0,) * len(begin)
@@ -158,7 +170,28 @@ def _conv_transpose_second(call: Call, h):
     return (h_x, h_w, h_b)[: len(call.inputs)]
 
 
-@op("ConvTranspose", 1, 11, 22, second=_conv_transpose_second, weights=(1,), axes=CONV_TRANSPOSE_AXES)
+def conv_transpose_product(position, inputs, attributes) -> Product:
+    """A convolution of x, spread out by the strides and padded, with the mirrored kernel."""
+    x, w, b = (*inputs, None)[:3]
+    strides, padding, dilations, extra, crop = _transposed_geometry(x, w, attributes)
+    group, rank = attributes.get("group", 1), len(strides)
+    spread = x.new_zeros(*x.shape[:2], *[s * (n - 1) + 1 for n, s in zip(x.shape[2:], strides, strict=True)])
+    spread[(..., *[slice(None, None, s) for s in strides])] = x
+    reach = [d * (k - 1) - p for k, d, p in zip(w.shape[2:], dilations, padding, strict=True)]
+    padded = F.pad(spread, torch_pads(reach, [r + e for r, e in zip(reach, extra, strict=True)]))
+    padded = padded if crop is None else F.pad(padded, crop)
+    kernel = tuple(range(2, 2 + rank))
+
+    def matrix(w):
+        return w.flip(kernel).unflatten(0, (group, -1)).transpose(1, 2).flatten(2)
+
+    return sliding_product(windows(padded, w.shape[2:], (1,) * rank, dilations), group, matrix, row_bias(2, b, group))
+
+
+@op(
+    "ConvTranspose", 1, 11, 22, second=_conv_transpose_second, weights=(1,), axes=CONV_TRANSPOSE_AXES,
+    product=conv_transpose_product,
+)  # fmt: skip
 def conv_transpose(
     x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, output_padding=None,
     output_shape=None, pads=None, strides=None,
@@ -172,8 +205,15 @@ def conv_transpose(
     return y if b is None else y + b.view(-1, *[1] * len(strides))
 
 
+def _causal_product(position, inputs, attributes) -> Product:
+    x, w, b, past = (*inputs, None, None)[:4]
+    length = w.shape[2] - 1
+    padded = F.pad(x, (length, 0)) if past is None else torch.cat((past, x), 2)
+    return conv_product(position, (padded, w, b), {"group": len(w)}).inside()
+
+
 @op(
-    "CausalConvWithState", 27, second=composite, weights=(1,),
+    "CausalConvWithState", 27, second=composite, weights=(1,), product=_causal_product,
     axes="n channel _, channel _ _, channel, n channel _ -> n channel _, n channel _",
 )  # fmt: skip
 def causal_conv_with_state(input, weight, bias=None, past_state=None, *, activation="none", outputs: OutputCount = 1):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 
 import torch
 
 from onnx_obd.mirror.axes import Node
+from onnx_obd.mirror.products import Bias, Product, matrix_product, product_of_rows
 from onnx_obd.mirror.registry import op
 from onnx_obd.mirror.second import Call
 
@@ -43,7 +46,10 @@ def matmul_axes(node: Node) -> str:
     return f"{a}, {b} -> ...{' i' * rows}{' neuron' * columns}"
 
 
-@op("MatMul", 1, 9, 13, second=_matmul_second, sample_squares=_matmul_sample_squares, weights=(0, 1), axes=matmul_axes)
+@op(
+    "MatMul", 1, 9, 13, second=_matmul_second, sample_squares=_matmul_sample_squares, weights=(0, 1), axes=matmul_axes,
+    product=lambda position, inputs, attributes: matrix_product(position, *inputs),
+)  # fmt: skip
 def matmul(a, b):
     if not a.is_floating_point():  # torch multiplies signed integers on a CPU only; float64 is exact up to 2^53
         wide = torch.float64 if a.is_cuda else torch.int64
@@ -83,9 +89,30 @@ def gemm_axes(node: Node) -> str:
     return f"{a}, {b}, i neuron -> i neuron"
 
 
+def gemm_product(position, inputs, attributes) -> Product:
+    a, b, c = (*inputs, None)[:3]
+    trans_a, trans_b = attributes.get("transA", 0), attributes.get("transB", 0)
+    alpha, transposed = attributes.get("alpha", 1.0), (trans_a, trans_b)[position]
+    a, b = a.mT if trans_a else a, b.mT if trans_b else b
+    found = matrix_product(position, a, b)
+    rows = (len(a), b.shape[1])[position]
+
+    def bias_rows(c):
+        """Of c as it broadcasts to [M, N], what does not change along the positions."""
+        whole = c.reshape((1,) * (2 - c.dim()) + tuple(c.shape))
+        return whole.reshape(1, -1) if whole.shape[position] == rows and whole.numel() == rows else None
+
+    return replace(
+        found,
+        features=lambda chosen: alpha * found.features(chosen),
+        matrix=lambda w: found.matrix(w.mT if transposed else w),
+        bias=None if c is None else Bias(2, attributes.get("beta", 1.0), bias_rows),
+    )
+
+
 @op(
     "Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, sample_squares=_gemm_sample_squares, weights=(0, 1),
-    axes=gemm_axes,
+    axes=gemm_axes, product=gemm_product,
 )
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
@@ -141,6 +168,33 @@ def _einsum_axes(node: Node) -> str:
     return f"{', '.join(map(' '.join, terms))} -> {' '.join(output)}"
 
 
-@op("Einsum", 12, 28, second=_einsum_second, weights=(0, 1, 2, 3), axes=_einsum_axes)
+def _einsum_product(position, inputs, attributes) -> Product | None:
+    """Labels of both operands are groups if the output keeps them, else summed over; the data's own are positions.
+    """
+    terms, output = _einsum_terms(attributes["equation"])
+    if len(inputs) != 2 or "..." in output or any(len(set(term)) < len(term) for term in (*terms, output)):
+        return None
+    own, other = terms[position], terms[1 - position]
+    summed = [label for label in own if label in other and label not in output]
+    groups = [label for label in own if label in other and label in output]
+    rows, places = ([label for label in term if label not in (*groups, *summed)] for term in (own, other))
+    if not summed or not {*rows, *places} <= {*output}:
+        return None
+
+    def arranged(value, term, middle, last):
+        ordered = value.permute(*(term.index(label) for label in (*groups, *middle, *last)))
+        sizes = [value.shape[term.index(label)] for label in (*groups, *middle, *last)]
+        ends = len(groups), len(groups) + len(middle)
+        parts = (sizes[: ends[0]], sizes[ends[0] : ends[1]], sizes[ends[1] :])
+        return ordered.reshape(*(math.prod(part) for part in parts))
+
+    return product_of_rows(
+        arranged(inputs[1 - position], other, places, summed),
+        lambda w: arranged(w, own, rows, summed),
+        lambda y: arranged(y, output, places, rows),
+    )
+
+
+@op("Einsum", 12, 28, second=_einsum_second, weights=(0, 1, 2, 3), axes=_einsum_axes, product=_einsum_product)
 def einsum(*inputs, equation):
     return torch.einsum(equation, *inputs)

@@ -7,6 +7,7 @@ embedding and caches. B batch, N heads, S queries, T keys, D head size; hidden s
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from onnx_obd.mirror.ops import attention as onnx_attention
 from onnx_obd.mirror.ops import linear
 from onnx_obd.mirror.ops import softmax as onnx_softmax
 from onnx_obd.mirror.ops.attention import spelled_heads
+from onnx_obd.mirror.products import Product, matrix_product, row_bias
 from onnx_obd.mirror.registry import Ints, OutputCount, family
 
 microsoft_op = family(domain="com.microsoft", second=composite)
@@ -90,7 +92,13 @@ def _spelled_widths(node: ShrunkNode) -> dict[str, Any]:
     return {"qkv_hidden_sizes": [size * left // all_ for size in sizes]} if sizes else {}
 
 
-@microsoft_op("Attention", 1, weights=(1,), axes=_packed_axes, spelled=_spelled_widths)
+def _projection(position, inputs, attributes) -> Product:
+    """Queries, keys and values of all heads are one product."""
+    x, w, bias = (*inputs, None)[:3]
+    return replace(matrix_product(1, x, w), outputs=None, bias=row_bias(2, bias))
+
+
+@microsoft_op("Attention", 1, weights=(1,), axes=_packed_axes, spelled=_spelled_widths, product=_projection)
 def attention(
     input, weights, bias=None, mask_index=None, past=None, attention_bias=None, past_sequence_length=None, *,
     do_rotary=0, mask_filter_value=-10000.0, num_heads, past_present_share_buffer=0, qkv_hidden_sizes=None,

@@ -5,6 +5,8 @@ Each is written out in the operators it was fused from; its second-derivative ru
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +14,7 @@ from onnx_obd.mirror.axes import ELEMENTWISE, Node, along
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops import activations, convolution, linear, normalization, pooling, softmax
 from onnx_obd.mirror.ops.named_activations import named_activation
+from onnx_obd.mirror.products import Product, matrix_product, row_bias
 from onnx_obd.mirror.registry import DType, Ints, OutputCount, family, op
 
 microsoft_op = family(domain="com.microsoft", second=composite)
@@ -32,7 +35,16 @@ def _activated(y, name: str, parameters):
 # ---- convolutions
 
 
-@microsoft_op("FusedConv", 1, weights=(1,), axes=convolution.CONV_AXES)
+def _conv_product(position, inputs, attributes) -> Product:
+    return convolution.conv_product(position, inputs[:3], attributes).inside()
+
+
+def _nhwc_product(position, inputs, attributes) -> Product:
+    x, *others = inputs
+    return _conv_product(position, (_channels_first(x), *others), attributes)
+
+
+@microsoft_op("FusedConv", 1, weights=(1,), axes=convolution.CONV_AXES, product=_conv_product)
 def fused_conv(
     x, w, b=None, z=None, *, activation="", activation_params=None, auto_pad="NOTSET", dilations=None, group=1,
     kernel_shape=None, pads=None, strides=None,
@@ -49,14 +61,14 @@ def _channels_first(x):
 _NHWC_CONV_AXES = "n _* (group c), (group channel) c _*, (group channel), n _* (group channel) -> n _* (group channel)"
 
 
-@microsoft_op("NhwcConv", 1, weights=(1,), axes=_NHWC_CONV_AXES)
+@microsoft_op("NhwcConv", 1, weights=(1,), axes=_NHWC_CONV_AXES, product=_nhwc_product)
 def nhwc_conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
     """Conv on [N, ..., C]; the kernel stays [M, C/group, ...]."""
     geometry = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "pads": pads, "strides": strides}
     return _conv(_channels_first(x), w, b, **geometry).movedim(1, -1)
 
 
-@microsoft_op("NhwcFusedConv", 1, weights=(1,), axes=_NHWC_CONV_AXES)
+@microsoft_op("NhwcFusedConv", 1, weights=(1,), axes=_NHWC_CONV_AXES, product=_nhwc_product)
 def nhwc_fused_conv(
     x, w, b=None, z=None, *, activation="", activation_params=None, auto_pad="NOTSET", dilations=None, group=1,
     kernel_shape=None, pads=None, strides=None,
@@ -74,8 +86,15 @@ def nhwc_max_pool(x, *, auto_pad="NOTSET", ceil_mode=0, dilations=None, kernel_s
     return _max_pool(_channels_first(x), kernel_shape=kernel_shape, **geometry).movedim(1, -1)
 
 
+def _dynamic_pads_product(position, inputs, attributes) -> Product:
+    x, w, pads, b = (*inputs, None, None)[:4]
+    given = {} if pads is None else {"pads": tuple(int(p) for p in pads)}
+    found = convolution.conv_transpose_product(position, (x, w), {**attributes, **given})
+    return replace(found, bias=row_bias(3, b, attributes.get("group", 1)))
+
+
 @microsoft_op(
-    "ConvTransposeWithDynamicPads", 1, weights=(1,),
+    "ConvTransposeWithDynamicPads", 1, weights=(1,), product=_dynamic_pads_product,
     axes="n (group c) _*, (group c) channel _*, , (group channel) -> n (group channel) _*",
 )  # fmt: skip
 def conv_transpose_with_dynamic_pads(
@@ -89,7 +108,11 @@ def conv_transpose_with_dynamic_pads(
 # ---- products
 
 
-@microsoft_op("FusedGemm", 1, weights=(0, 1), axes=linear.gemm_axes)
+def _fused_gemm_product(position, inputs, attributes) -> Product:
+    return linear.gemm_product(position, inputs, attributes).inside()
+
+
+@microsoft_op("FusedGemm", 1, weights=(0, 1), axes=linear.gemm_axes, product=_fused_gemm_product)
 def fused_gemm(
     a, b, c=None, *, activation="", activation_alpha=None, activation_beta=None, activation_gamma=None, alpha=1.0,
     beta=1.0, transA=0, transB=0,
@@ -105,7 +128,20 @@ def _fused_matmul_axes(node: Node) -> str | None:
     return f"... {a}, ... {b} -> ... i neuron"
 
 
-@microsoft_op("FusedMatMul", 1, weights=(0, 1), axes=_fused_matmul_axes)
+def _fused_matmul_product(position, inputs, attributes) -> Product | None:
+    alpha, turns = attributes.get("alpha", 1.0), [
+        (attributes.get(f"trans{side}", 0), attributes.get(f"transBatch{side}", 0)) for side in "AB"
+    ]
+    found = matrix_product(position, *(_turned(value, *turn) for value, turn in zip(inputs, turns, strict=True)))
+    return found and replace(
+        found,
+        features=lambda chosen: alpha * found.features(chosen),
+        matrix=lambda w: found.matrix(_turned(w, *turns[position])),
+        outputs=None,
+    )
+
+
+@microsoft_op("FusedMatMul", 1, weights=(0, 1), axes=_fused_matmul_axes, product=_fused_matmul_product)
 def fused_matmul(a, b, *, alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0):
     """alpha a b; an operand with ``transBatch`` is [rows, *batch, columns], one with ``trans`` is turned after that."""
     a, b = _turned(a, transA, transBatchA), _turned(b, transB, transBatchB)
@@ -120,12 +156,12 @@ def _turned(operand, transposed: int, batch_inside: int):
     return operand.mT if transposed else operand
 
 
-@microsoft_op("TransposeMatMul", 1, weights=(0, 1), axes=_fused_matmul_axes)
+@microsoft_op("TransposeMatMul", 1, weights=(0, 1), axes=_fused_matmul_axes, product=_fused_matmul_product)
 def transpose_matmul(a, b, *, alpha=1.0, transA=0, transB=0):
     return fused_matmul(a, b, alpha=alpha, transA=transA, transB=transB)
 
 
-@microsoft_op("FusedMatMulActivation", 1, weights=(0, 1), axes=_fused_matmul_axes)
+@microsoft_op("FusedMatMulActivation", 1, weights=(0, 1), axes=_fused_matmul_axes, product=_fused_matmul_product)
 def fused_matmul_activation(
     a, b, *, activation, activation_alpha=None, activation_axis=None, activation_beta=None, activation_gamma=None,
     alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0,
@@ -136,7 +172,15 @@ def fused_matmul_activation(
     return _activated(y, activation, [p for p in (activation_alpha, activation_beta) if p is not None])
 
 
-@microsoft_op("GemmFastGelu", 1, weights=(0, 1), axes="... i k, k neuron, neuron -> ... i neuron")
+def _fast_gelu_product(position, inputs, attributes) -> Product | None:
+    x, w, bias = (*inputs, None)[:3]
+    found = matrix_product(position, x, w)
+    return found and replace(found, outputs=None, bias=row_bias(2, bias) if position else None)
+
+
+@microsoft_op(
+    "GemmFastGelu", 1, weights=(0, 1), axes="... i k, k neuron, neuron -> ... i neuron", product=_fast_gelu_product
+)
 def gemm_fast_gelu(x, w, bias=None):
     return fast_gelu(_matmul(x, w), bias)
 

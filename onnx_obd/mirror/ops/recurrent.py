@@ -10,7 +10,7 @@ Y [B, T, D, H].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -21,6 +21,7 @@ from onnx_obd.errors import ModelError
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite
 from onnx_obd.mirror.ops.named_activations import Activation, named_activation
+from onnx_obd.mirror.products import Bias, Product, product_of_rows
 from onnx_obd.mirror.registry import Ints, family
 
 Cell = Callable[..., tuple[Tensor, ...]]
@@ -160,7 +161,62 @@ def _recurrent_axes(gates: int) -> Callable[[Node], str]:
     return rule
 
 
-@_recurrent_op("RNN", 1, 7, 14, 22, axes=_recurrent_axes(1))
+def _projection(function: Callable[..., tuple]) -> Callable[..., Product | None]:
+    """What enters the gates before their activation: X W^T for W, the hidden states of the step before times R^T for R.
+
+    None where sequences may have several lengths: what stands beyond their ends is no data.
+    """
+
+    def rule(position: int, inputs: Sequence, attributes: Mapping) -> Product | None:
+        x, w, r, b, lengths = (*inputs, None, None)[:5]
+        x = x.transpose(0, 1) if attributes.get("layout") else x
+        if lengths is not None:
+            return None
+        if position == 2:
+            return product_of_rows(_states_before(function, inputs, attributes).flatten(1, 2), lambda r: r)
+        rows = w.shape[1]
+        bias = None if b is None else Bias(3, 1.0, lambda b: b[:, :rows])
+        return product_of_rows(x.flatten(0, 1).expand(len(r), -1, -1), lambda w: w, bias=bias)
+
+    return rule
+
+
+def _states_before(function: Callable[..., tuple], inputs: Sequence, attributes: Mapping) -> Tensor:
+    """The hidden state that each step starts from, [D, T, B, H]."""
+    x, w, r, b, _, initial = (*inputs, None, None, None)[:6]
+    y = function(x, w, r, b, None, *inputs[5:], **attributes)[0]
+    y = y.permute(2, 1, 0, 3) if attributes.get("layout") else y.transpose(0, 1)
+    if initial is None:
+        initial = y.new_zeros(len(y), *y.shape[2:])
+    elif attributes.get("layout"):
+        initial = initial.transpose(0, 1)
+    backwards = [attributes.get("direction") == "reverse" or d == 1 for d in range(len(y))]
+    found = [
+        torch.cat((h[1:], first[None]) if back else (first[None], h[:-1]))
+        for h, first, back in zip(y, initial, backwards, strict=True)
+    ]
+    return torch.stack(found)
+
+
+def _gru_projection(position: int, inputs: Sequence, attributes: Mapping) -> Product | None:
+    """As for the others; where the reset gate comes before R, what the candidate's rows of R multiply is r H_{t-1}."""
+    if position == 1 or attributes.get("linear_before_reset"):
+        return _projection(gru)(position, inputs, attributes)
+    x, w, r, b = (*inputs, None)[:4]
+    names = attributes.get("activations") or _GRU_ACTIVATIONS * len(r)
+    plain = tuple(name.lower() for name in names) == _GRU_ACTIVATIONS * len(r)
+    if not plain or attributes.get("clip") or _projection(gru)(position, inputs, attributes) is None:
+        return None
+    h, size = _states_before(gru, inputs, attributes), r.shape[2]
+    layer = Layer(x, w, r, b, None, [None], attributes.get("direction", "forward"), attributes.get("layout", 0))
+    reset = [
+        (layer.project(d)[..., size : 2 * size] + h[d] @ r[d, size : 2 * size].mT).sigmoid() for d in range(len(r))
+    ]
+    seen = torch.stack((h, h, torch.stack(reset) * h), 1)  # [D, 3, T, B, H]
+    return product_of_rows(seen.flatten(0, 1).flatten(1, 2), lambda r: r.reshape(-1, size, size))
+
+
+@_recurrent_op("RNN", 1, 7, 14, 22, axes=_recurrent_axes(1), product=lambda *node: _projection(rnn)(*node))
 def rnn(
     x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, *, activation_alpha=None, activation_beta=None,
     activations=("Tanh", "Tanh"), clip=None, direction="forward", hidden_size=None, layout=0, output_sequence=0,
@@ -182,7 +238,7 @@ def rnn(
 _RNN_KERNELS = {names * d: getattr(torch._VF, f"rnn_{names[0]}") for names in (("tanh",), ("relu",)) for d in (1, 2)}
 
 
-@_recurrent_op("GRU", 1, 3, 7, 14, 22, axes=_recurrent_axes(3))
+@_recurrent_op("GRU", 1, 3, 7, 14, 22, axes=_recurrent_axes(3), product=lambda *node: _gru_projection(*node))
 def gru(
     x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, *, activation_alpha=None, activation_beta=None,
     activations=None, clip=None, direction="forward", hidden_size=None, layout=0, linear_before_reset=0,
@@ -225,7 +281,7 @@ def gru(
 _GRU_ACTIVATIONS = ("sigmoid", "tanh")
 
 
-@_recurrent_op("LSTM", 1, 7, 14, 22, axes=_recurrent_axes(4))
+@_recurrent_op("LSTM", 1, 7, 14, 22, axes=_recurrent_axes(4), product=lambda *node: _projection(lstm)(*node))
 def lstm(
     x, w, r, b=None, sequence_lens: Ints | None = None, initial_h=None, initial_c=None, p=None, *,
     activation_alpha=None, activation_beta=None, activations=None, clip=None, direction="forward", hidden_size=None,
