@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx_obd.errors import ModelError, OnnxObdError
 from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.registry import Operator
 from onnx_obd.mirror.reuse import run_watched
+from onnx_obd.mirror.slices import Watch
 
 MAX_PLANS = 16
 """How many input signatures keep their specialised program."""
@@ -136,7 +138,7 @@ class Program:
     """Slots and steps. ``inputs`` are filled by the caller: the graph's inputs, then for a body its captures.
 
     ``no_steps``: of a body, what each output is when stacked over no iterations at all, by its declared type.
-    ``steady``: of a specialised program, the slots whose shapes and strides follow from those of the inputs.
+    ``steady``: of a specialised program, what its steps compute in shapes and strides that follow from the inputs'.
     """
 
     inputs: tuple[int, ...]
@@ -146,7 +148,7 @@ class Program:
     no_steps: tuple[torch.Tensor | None, ...] = ()
     steady: frozenset[int] = frozenset()
     _loop: list[tuple] = field(init=False, repr=False)
-    _reusing: list[tuple] | None = field(init=False, default=None, repr=False)
+    _unrecorded: Callable[[Env], tuple] | None = field(init=False, default=None, repr=False)
     _plans: dict[tuple, Program | None] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -183,13 +185,19 @@ class Program:
         return replace(self, inputs=inputs, template=template)
 
     def finish(self, env: Env, *, reuse: bool = True) -> tuple:
-        """Run every step from what ``start`` made; without gradients, writing into buffers that nobody reads again."""
+        """Run every step from what ``start`` made; without gradients, writing into buffers that nobody reads again.
+
+        And without gradients large batches are run in slices, where samples do not meet (see ``slices``).
+        """
         if not reuse or torch.is_grad_enabled() or not self.steady or torch._C._are_functorch_transforms_active():
             return self._run_loop(self._loop, env)
-        if self._reusing is not None:
-            return self._run_loop(self._reusing, env)
-        overwriting, outputs = run_watched(self, env)
-        self._reusing = [(own or call, *rest) for own, (call, *rest) in zip(overwriting, self._loop, strict=True)]
+        if self._unrecorded is not None:
+            return self._unrecorded(env)
+        watch = Watch(self, env)
+        overwriting, outputs = run_watched(self, env, watch.step)
+        loop = [(own or call, *rest) for own, (call, *rest) in zip(overwriting, self._loop, strict=True)]
+        slices = watch.slices(env, outputs)
+        self._unrecorded = slices.run if slices else partial(self._run_loop, loop)
         return outputs
 
     def _run_loop(self, loop: list[tuple], env: Env) -> tuple:
@@ -227,6 +235,11 @@ class Program:
                 steps.append(step)
         return Program(self.inputs, tuple(outputs), tuple(reversed(steps)), self.template)
 
+    def part(self, steps: Sequence[Step], outputs: Sequence[int]) -> Program:
+        """Some of the steps as a program, which is started with what the others have computed in its slots."""
+        own = {slot for step in steps for slot in step.outputs}
+        return replace(self, steps=tuple(steps), outputs=tuple(outputs), steady=self.steady & own).with_release()
+
     def specialise(self, env: Env, volatile: frozenset[int]) -> tuple[Program, tuple]:
         """Run from ``env``, and return with the outputs the program for inputs of these shapes.
 
@@ -237,7 +250,6 @@ class Program:
         fixed = {slot for slot, value in enumerate(env) if value is not None} - volatile - set(self.inputs) | {0}
         shaped = fixed | set(self.inputs) | volatile
         host: dict[int, tuple[int, Any]] = {}  # slot -> the slot that holds its value as a tuple, and that tuple
-        fed = set(self.inputs)
         kept = []
         for step in self.with_release().steps:
             ins = step.inputs
@@ -255,8 +267,6 @@ class Program:
                 continue
             if same_shapes and not (step.host or operator.data_dependent_shape or step.bodies):
                 shaped.update(step.outputs)
-            if not fed.isdisjoint(ins):
-                fed.update(step.outputs)
             kept.append(step)
             for slot in step.release:
                 if slot not in fixed:
@@ -266,7 +276,8 @@ class Program:
             template[slot] = self.template[slot]
         template += [value for _, value in host.values()]
         outputs = tuple(env[slot] for slot in self.outputs)
-        program = Program(self.inputs, self.outputs, tuple(kept), template, steady=frozenset(fed & shaped))
+        steady = shaped.intersection(slot for step in kept for slot in step.outputs)
+        program = Program(self.inputs, self.outputs, tuple(kept), template, steady=frozenset(steady))
         return program.with_release(), outputs
 
     def with_release(self) -> Program:

@@ -30,8 +30,11 @@ def keep_freed_memory() -> None:
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
-def run_watched(program: Program, env: Env) -> tuple[list[Callable | None], tuple]:
-    """Run the program from ``env``: for each step the call that overwrites its first input if it may; the outputs."""
+def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[list[Callable | None], tuple]:
+    """Run the program from ``env``: for each step the call that overwrites its first input if it may; the outputs.
+
+    ``told`` is called with each step, its inputs and its outputs.
+    """
     owners = Counter(storage for value in env for storage in _storages(value))
     found = []
     for step in program.steps:
@@ -40,6 +43,7 @@ def run_watched(program: Program, env: Env) -> tuple[list[Callable | None], tupl
         free = step.operator.in_place and step.inputs[0] in step.release and step.inputs[0] in program.steady
         free = free and _fills_its_storage(operand) and owners[next(_storages(operand))] == 1
         outputs = step(*values)
+        told(step, values, outputs)
         found.append(_overwriting(step) if free and _alike(operand, outputs[0]) else None)
         for slot, value in zip(step.outputs, outputs, strict=False):
             env[slot] = value

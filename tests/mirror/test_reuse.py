@@ -22,8 +22,9 @@ def _mirror(nodes, outputs=("y",), weights=None) -> Mirror:
 def _overwriting(mirror: Mirror, x: torch.Tensor) -> list[str]:
     """The nodes whose loop under ``no_grad`` differs from that with gradients."""
     plan = mirror.plan([x])
-    pairs = zip(plan.steps, plan._loop, plan._reusing, strict=True)
-    return [step.operator.name for step, plain, reusing in pairs if plain[0] is not reusing[0]]
+    (reusing,) = plan._unrecorded.args
+    pairs = zip(plan.steps, plan._loop, reusing, strict=True)
+    return [step.operator.name for step, plain, own in pairs if plain[0] is not own[0]]
 
 
 def _check(mirror: Mirror, x: torch.Tensor) -> None:

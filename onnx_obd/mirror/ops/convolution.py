@@ -91,8 +91,8 @@ def _laid_out(x, w):
     return channels_last(x) if x.numel() >= LARGE_IMAGES else x
 
 
-SMALL_IMAGE = 20480
-"""Elements of one image up to which oneDNN takes longer to set up than to convolve."""
+FEW_PRODUCTS = 1 << 20
+"""Multiplications for one image up to which oneDNN takes longer to set up than to convolve."""
 
 
 def _may_choose_kernel(x) -> bool:
@@ -123,7 +123,7 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_sha
     if group == 1 and x.shape[2:] == w.shape[2:] and not any(begin):  # one window is the whole image
         return F.linear(x.flatten(1), w.flatten(1), b).view(len(x), -1, *[1] * len(begin))
     if _may_choose_kernel(x):
-        if len(x) == group == max(dilations) == 1 and x.numel() <= SMALL_IMAGE:
+        if len(x) == group == max(dilations) == 1 and x[0, 0].numel() * w.numel() <= FEW_PRODUCTS * math.prod(strides):
             return torch._C._nn.thnn_conv2d(x, w, w.shape[2:], b, strides, begin)
         if torch.backends.mkldnn.is_available():
             # torch.convolution leaves oneDNN out with one thread and a small kernel, however large the image

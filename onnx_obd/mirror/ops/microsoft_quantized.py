@@ -184,7 +184,7 @@ def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_po
 
 @microsoft_op(
     "DynamicQuantizeMatMul", 1, weights=(0, 1), constants=(2,),
-    axes="... i _, _ neuron, neuron, neuron, neuron -> ... i neuron",
+    axes="_*, _ neuron, neuron, neuron, neuron -> _* neuron",
 )  # fmt: skip
 def dynamic_quantize_matmul(a, b, b_scale, b_zero_point=None, bias=None):
     """The same for an ``a`` that is quantised here by its extremes."""

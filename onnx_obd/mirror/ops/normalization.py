@@ -116,9 +116,14 @@ def _batch_second(call: Call, h):
     return _shaped(call, (h_x, h_scale, h_bias, *(value * momentum**2 for value in h_running[:2])))
 
 
+def batch_axes(trained: bool) -> str:
+    n = "_" if trained else "n"
+    return f"{n} c _*, c, c, c, c -> {n} c _*, c, c, c, c"
+
+
 @op(
     "BatchNormalization", 14, 15, second=_batch_second, constants=(3, 4),
-    axes="n c _*, c, c, c, c -> n c _*, c, c, c, c",
+    axes=lambda node: batch_axes(node.get("training_mode")),
 )
 def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0,
                         outputs: OutputCount = 1):  # fmt: skip
@@ -129,7 +134,7 @@ def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9
 
 @op(
     "BatchNormalization", 1, 6, 7, 9, second=_batch_second, constants=(3, 4),
-    axes="n c _*, c, c, c, c -> n c _*, c, c, c, c",
+    axes=lambda node: batch_axes(len(node.outputs) > 1 and not node.get("is_test")),
 )
 def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0, momentum=0.9,
                           spatial=1, outputs: OutputCount = 1):  # fmt: skip

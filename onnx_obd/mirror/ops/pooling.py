@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.ops.sliding import channels_last, geometry, torch_pads, windows
 from onnx_obd.mirror.registry import Ints, OutputCount, family, op
 from onnx_obd.mirror.second import Call, movement, scaled_movement
@@ -17,6 +18,11 @@ _AVERAGE_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 movement_op = family(second=movement)
 
 POOL_AXES = "n c _*"
+
+
+def _indexed_axes(node: Node) -> str:
+    """Indices count through the whole tensor, so none can go."""
+    return POOL_AXES if len(node.outputs) == 1 else "_*"
 
 
 def _fits_torch(begin, end, kernel) -> bool:
@@ -37,7 +43,7 @@ def _enclosing_end(size, kernel, begin, end, strides, dilations, ceil_mode):
     return tuple(enclosing)
 
 
-@movement_op("MaxPool", 1, 8, 10, 11, 12, 22, axes=POOL_AXES)
+@movement_op("MaxPool", 1, 8, 10, 11, 12, 22, axes=_indexed_axes)
 def max_pool(
     x, *, auto_pad="NOTSET", ceil_mode=0, dilations=None, kernel_shape, pads=None, storage_order=0, strides=None,
     outputs: OutputCount = 1,
@@ -162,7 +168,7 @@ def global_lp_pool(x, *, p=2):
     return torch.linalg.vector_norm(x, p, dim=_spatial(x), keepdim=True)
 
 
-@movement_op("MaxUnpool", 9, 11, 22, axes=POOL_AXES)
+@movement_op("MaxUnpool", 9, 11, 22, axes="_*")
 def max_unpool(x, indices, output_shape: Ints | None = None, *, kernel_shape, pads=None, strides=None):
     """Puts each x at its index, zeros elsewhere.
 
