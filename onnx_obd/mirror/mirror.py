@@ -18,7 +18,7 @@ from onnx_obd.mirror import ops  # noqa: F401  (importing registers the operator
 from onnx_obd.mirror.compile import compile_model
 from onnx_obd.mirror.program import MAX_PLANS, Env, Program, signature
 from onnx_obd.mirror.reuse import keep_freed_memory
-from onnx_obd.mirror.values import FLOAT_DTYPES, Precision, is_float, materialise, to_numpy, to_torch
+from onnx_obd.mirror.values import FLOAT_DTYPES, Precision, materialise, to_numpy, to_torch
 
 
 class Mirror(nn.Module):
@@ -183,7 +183,7 @@ class Mirror(nn.Module):
         if len(inputs) != len(self._compiled.program.inputs):
             names = list(self.input_names)
             raise DataError(f"the model takes {len(names)} inputs {names}, not {len(inputs)}")
-        return [self._precision.value(value) if is_float(value) else value for value in inputs]
+        return [*map(self._precision.value, inputs)]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Mirror:
         super()._apply(fn, recurse)

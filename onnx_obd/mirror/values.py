@@ -78,7 +78,7 @@ class Precision:
     def value(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.to(device=self.device, dtype=self.dtype(value.dtype))
-        return value
+        return [*map(self.value, value)] if isinstance(value, list) else value
 
 
 _ONNX_TYPE = {dtype: elem_type for elem_type, dtype in reversed(TORCH_DTYPE.items())}

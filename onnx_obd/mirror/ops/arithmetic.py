@@ -64,7 +64,8 @@ def pow(x, y):
     if not y.is_floating_point():
         y = y.to(x.dtype)
     if not (torch.is_grad_enabled() and y.requires_grad):
-        return torch.pow(x, y.item() if y.numel() == 1 and y.dim() <= x.dim() else y).to(x.dtype)
+        number = y.numel() == 1 and y.dim() <= x.dim() and y.device.type == "cpu"  # a square is faster than a power
+        return torch.pow(x, y.item() if number else y).to(x.dtype)
     # Where the base is negative the power is not a function of a real exponent: no gradient, rather than NaN.
     y = y.to(x.dtype)
     positive = x > 0

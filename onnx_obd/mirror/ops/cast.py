@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto
 
 from onnx_obd.mirror.axes import ELEMENTWISE
-from onnx_obd.mirror.registry import ElemType, ElemTypes, op
+from onnx_obd.mirror.registry import ElemType, ElemTypes, Like, op
 from onnx_obd.mirror.second import movement
 from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, Quantised, elem_type_of, materialise, plain
 
@@ -25,14 +25,20 @@ def identity(x):
 
 
 @op("Cast", 1, 6, 9, 13, 19, 21, 23, 24, 25, 28, second=movement, axes=ELEMENTWISE)
-def cast(x, *, to: ElemType, saturate=1, round_mode="up"):
-    return convert(x, to, saturate, round_mode)
+def cast(x, *, to: ElemType, saturate=1, round_mode="up", like: Like):
+    return convert(_numbers(x, like), to, saturate, round_mode)
 
 
 @op("CastLike", 15, 19, 21, 23, 24, 25, second=movement, axes=ELEMENTWISE)
 def cast_like(x, target_type, *, saturate=1, round_mode="up", elem_types: ElemTypes = (0, 0)):
     dtype = target_type.element_dtype if isinstance(target_type, Quantised) else target_type.dtype
-    return convert(x, ElementType(elem_types[1] or elem_type_of(target_type), dtype), saturate, round_mode)
+    to = ElementType(elem_types[1] or elem_type_of(target_type), dtype)
+    return convert(_numbers(x, target_type), to, saturate, round_mode)
+
+
+def _numbers(x: torch.Tensor | np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """Numbers spelled by strings, which are on the host wherever the mirror is, as a tensor beside ``like``."""
+    return torch.from_numpy(x.astype(np.float64)).to(like.device) if isinstance(x, np.ndarray) else x
 
 
 @op("BitCast", 26, differentiable=False)
@@ -44,8 +50,6 @@ def bit_cast(x, *, to: ElemType, elem_types: ElemTypes = (0,)):
 
 def convert(x, to: ElementType, saturate=1, round_mode="up"):
     """``x`` as the element type ``to``, by the rules of Cast. A gradient passes between floats."""
-    if isinstance(x, np.ndarray):
-        x = torch.from_numpy(x.astype(np.float64))
     if isinstance(x, Quantised) and _holds(to, x.element_dtype):
         return Quantised.mark(plain(x), to.dtype)
     x = plain(x) if to.dtype.is_floating_point else materialise(x)

@@ -249,7 +249,8 @@ def _best(x: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
     tied = x == last
     room = k - better.sum(-1, keepdim=True)
     chosen = better | (tied & (tied.cumsum(-1) <= room))
-    return chosen.nonzero()[:, -1].reshape(*x.shape[:-1], k)
+    size = x.shape[-1]
+    return torch.where(chosen, torch.arange(size, device=x.device), size).topk(k, -1, largest=False).values
 
 
 @movement_op("TopK", 10, axes=along("axis"))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from onnx_obd.mirror.registry import DType, Ints, op
+from onnx_obd.mirror.registry import DType, Floats, Ints, Like, op
 
 
 def _complex(x):
@@ -60,17 +60,16 @@ def stft(signal, frame_step: Ints, window=None, frame_length: Ints | None = None
 
 @op("MelWeightMatrix", 17, differentiable=False)
 def mel_weight_matrix(
-    num_mel_bins: Ints, dft_length: Ints, sample_rate: Ints, lower_edge_hertz, upper_edge_hertz, *,
-    output_datatype: DType = torch.float32,
+    num_mel_bins: Ints, dft_length: Ints, sample_rate: Ints, lower_edge_hertz: Floats, upper_edge_hertz: Floats, *,
+    output_datatype: DType = torch.float32, like: Like,
 ):  # fmt: skip
     """Triangular filters, evenly spaced in mel, over the frequencies of a one-sided DFT: [frequencies, filters]."""
     (filters,), (length,), (rate,) = num_mel_bins, dft_length, sample_rate
-    low, high = (2595 * math.log10(1 + float(edge) / 700) for edge in (lower_edge_hertz, upper_edge_hertz))
-    device = lower_edge_hertz.device
-    mel = torch.arange(filters + 2, dtype=torch.float64, device=device) * ((high - low) / (filters + 2)) + low
+    low, high = (2595 * math.log10(1 + edge / 700) for (edge,) in (lower_edge_hertz, upper_edge_hertz))
+    mel = torch.arange(filters + 2, dtype=torch.float64, device=like.device) * ((high - low) / (filters + 2)) + low
     edges = ((length + 1) * (700 * (10 ** (mel / 2595) - 1)) / rate).floor()
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    at = torch.arange(length // 2 + 1, dtype=torch.float64, device=device)[:, None]
+    at = torch.arange(length // 2 + 1, dtype=torch.float64, device=like.device)[:, None]
     rising = torch.where(centre > left, (at - left) / (centre - left), (at == centre).double())
     falling = (right - at) / (right - centre)
     weights = torch.where((at <= centre) | (right <= centre), rising, falling)

@@ -121,17 +121,10 @@ def roi_align(
     extent = extent if half_pixel else extent.clamp_min(1)
     bins = (output_width, output_height)
     shape = (len(rois), output_height, output_width, x.shape[1])
-    if sampling_ratio > 0:
-        density = torch.full_like(extent, sampling_ratio, dtype=torch.int64)
-    else:
-        density = (extent / extent.new_tensor(bins)).ceil().long()
     y = x.new_zeros(shape)
-    for per_bin in density.unique(dim=0):  # regions that are sampled equally densely go together
-        if per_bin.min() <= 0:
-            continue
-        here = (density == per_bin).all(1).nonzero()[:, 0]
+    for per_bin, here in _by_density(extent, bins, sampling_ratio):
         (x_at, x_weight), (y_at, y_weight) = (
-            _samples(start[here, axis], extent[here, axis], bins[axis], int(per_bin[axis]), x.shape[3 - axis])
+            _samples(start[here, axis], extent[here, axis], bins[axis], per_bin[axis], x.shape[3 - axis])
             for axis in (0, 1)
         )
         image = batch_indices[here][:, None, None]
@@ -144,6 +137,20 @@ def roi_align(
         cells = terms.amax((0, 3, 5)) if mode == "max" else terms.sum(0).mean((2, 4))
         y = y.index_copy(0, here, cells)
     return y.permute(0, 3, 1, 2)
+
+
+def _by_density(extent, bins, sampling_ratio: int):
+    """The regions that are sampled equally densely go together: samples per bin along either axis, and which they are.
+
+    Without a ratio it is a sample for each pixel that a bin covers.
+    """
+    if sampling_ratio > 0:
+        yield (sampling_ratio, sampling_ratio), torch.arange(len(extent), device=extent.device)
+        return
+    density = (extent / extent.new_tensor(bins)).ceil().long()
+    for per_bin in density.unique(dim=0):
+        if per_bin.min() > 0:
+            yield per_bin.tolist(), (density == per_bin).all(1).nonzero()[:, 0]
 
 
 def _samples(start, extent, bins, per_bin, size):
