@@ -92,7 +92,8 @@ def test_a_network_that_onnxruntime_blocked(tmp_path):
     mirror = Mirror(written)
     assert not mirror.boundaries
     y = mirror(torch.from_numpy(x))
-    np.testing.assert_allclose(y.detach().numpy(), session.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+    expected = session.run(None, {"x": x})[0]
+    assert np.abs(y.detach().numpy() - expected).max() < 1e-5 * np.abs(expected).max()
     y.square().sum().backward()
     kernels = [mirror.weights[node.input[1]] for node in convolutions]
     assert len(kernels) == 4
