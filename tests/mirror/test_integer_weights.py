@@ -61,6 +61,15 @@ NBITS = """m (float[3, 40] x) => (float[3, 5] y) {
     y = com.microsoft.MatMulNBits <K = 40, N = 5, bits = 4, block_size = 16> (x, w, s, z) }"""
 ROWS = """m (int64[3] x) => (float[3, 32] y) {
     y = com.microsoft.GatherBlockQuantized <block_size = 16, bits = 4> (w, x, s) }"""
+FLOATED = """m (float[3, 6] x) => (float[3, 4] y) {
+    q, a, c = DynamicQuantizeLinear (x) y = com.microsoft.MatMulIntegerToFloat (q, w, a, s, c, z) }"""
+DYNAMIC = "m (float[3, 6] x) => (float[3, 4] y) { y = com.microsoft.DynamicQuantizeMatMul (x, w, s, z) }"
+GEMM = """m (uint8[3, 6] x) => (float[3, 4] y) {
+    y = com.microsoft.QGemm <transB = 1, alpha = 0.5> (x, xs, xz, w, s, z, b) }"""
+ATTENTION = """m (uint8[1, 3, 6] x) => (float[1, 3, 4] y) {
+    y = com.microsoft.QAttention <num_heads = 2> (x, w, b, xs, s, , xz, z) }"""
+LAST = """m (uint8[1, 5, 5, 2] x) => (uint8[1, 3, 3, 3] y) {
+    y = com.microsoft.QLinearConv <channels_last = 1> (x, xs, xz, w, s, z, ys, yz, b) }"""
 
 X = rand(3, 6)
 X_BYTES = integers(3, 6, dtype=np.uint8)
@@ -83,6 +92,17 @@ ROUNDED = [
     ("quantised convolution", CONV, [IMAGE], {
         "xs": ONE, "xz": np.uint8(100), "w": integers(3, 2, 3, 3), "s": scales(3), "z": np.zeros(3, np.int8),
         "ys": np.float32(0.3), "yz": np.uint8(128), "b": np.array([900, -900, 5], np.int32)}),
+    ("channels last", LAST, [np.ascontiguousarray(np.moveaxis(IMAGE, 1, -1))], {
+        "xs": ONE, "xz": np.uint8(100), "w": integers(3, 2, 3, 3), "s": scales(3), "z": np.zeros(3, np.int8),
+        "ys": np.float32(0.3), "yz": np.uint8(128), "b": np.array([900, -900, 5], np.int32)}),
+    ("floated product", FLOATED, [X], {"w": integers(6, 4), "s": scales(4), "z": np.zeros(4, np.int8)}),
+    ("dynamic product", DYNAMIC, [X], {"w": integers(6, 4), "s": scales(4), "z": np.zeros(4, np.int8)}),
+    ("quantised gemm", GEMM, [X_BYTES], {
+        "xs": ONE, "xz": np.uint8(100), "w": integers(4, 6), "s": scales(4), "z": np.zeros(4, np.int8),
+        "b": np.array([900, -900, 5, 0], np.int32)}),
+    ("quantised attention", ATTENTION, [X_BYTES[None]], {
+        "xs": np.float32(0.002), "xz": np.uint8(100), "w": integers(6, 12), "s": scales(12), "b": rand(12),
+        "z": np.zeros(12, np.int8)}),
     ("four bits", NBITS, [rand(3, 40)], {
         "w": integers(5, 3, 8, dtype=np.uint8), "s": scales(15), "z": integers(10, dtype=np.uint8)}),
     ("rows of four bits", ROWS, [np.array([1, 4, 1])], {"w": integers(6, 16, dtype=np.uint8), "s": scales(6, 2)}),

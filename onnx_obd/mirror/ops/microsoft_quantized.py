@@ -24,7 +24,7 @@ from onnx_obd.mirror.ops import (
     softmax,
 )
 from onnx_obd.mirror.ops import quantize as onnx_quantize
-from onnx_obd.mirror.ops.quantize import on_grid
+from onnx_obd.mirror.ops.quantize import bias_grid, on_grid
 from onnx_obd.mirror.registry import Ints, OutputCount, Stored, family
 from onnx_obd.mirror.values import Quantised, plain
 
@@ -156,7 +156,10 @@ def _qlinear_conv_axes(node: Node) -> str:
     return f"{x}, , , {own} c _*, {own}, {own}, , , {own} -> {y}"
 
 
-@microsoft_op("QLinearConv", 1, weights=(3,), constants=(1, 4, 6), axes=_qlinear_conv_axes)
+@microsoft_op(
+    "QLinearConv", 1, weights=(3,), constants=(1, 4, 6), stored=(on_grid(3, 4, 5), bias_grid(8, 1, 4)),
+    axes=_qlinear_conv_axes,
+)  # fmt: skip
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
     channels_last=0, dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
@@ -173,7 +176,7 @@ def qlinear_conv(
 
 
 @microsoft_op(
-    "MatMulIntegerToFloat", 1, weights=(0, 1), constants=(2, 3),
+    "MatMulIntegerToFloat", 1, weights=(0, 1), constants=(2, 3), stored=(on_grid(0, 2, 4, -2), on_grid(1, 3, 5, -1)),
     axes=lambda node: f"{linear.matmul_axes(node).partition('->')[0]}, i, neuron, i, neuron, neuron -> ... i neuron",
 )  # fmt: skip
 def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_point=None, bias=None):
@@ -183,7 +186,7 @@ def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_po
 
 
 @microsoft_op(
-    "DynamicQuantizeMatMul", 1, weights=(0, 1), constants=(2,),
+    "DynamicQuantizeMatMul", 1, weights=(0, 1), constants=(2,), stored=(on_grid(1, 2, 3, -1),),
     axes="_*, _ neuron, neuron, neuron, neuron -> _* neuron",
 )  # fmt: skip
 def dynamic_quantize_matmul(a, b, b_scale, b_zero_point=None, bias=None):
@@ -197,7 +200,18 @@ def _qgemm_axes(node: Node) -> str:
     return f"{a}, , , {b}, neuron, neuron, i neuron, , -> i neuron"
 
 
-@microsoft_op("QGemm", 1, weights=(0, 3), constants=(1, 4, 7), axes=_qgemm_axes)
+def _columns_grid(q, scale, zero_point=None, *, transB=0, **_):
+    return onnx_quantize.dequantize_grid(q, scale, zero_point, axis=0 if transB else 1)
+
+
+def _shift_grid(q, a_scale, b_scale, *, alpha=1.0, **_):
+    return alpha * a_scale * b_scale, torch.zeros((), dtype=torch.int32)
+
+
+@microsoft_op(
+    "QGemm", 1, weights=(0, 3), constants=(1, 4, 7),
+    stored=(on_grid(0, 1, 2), Stored(3, (4, 5), _columns_grid), Stored(6, (1, 4), _shift_grid)), axes=_qgemm_axes,
+)  # fmt: skip
 def qgemm(
     a, a_scale, a_zero_point, b, b_scale, b_zero_point, c=None, y_scale=None, y_zero_point=None, *, alpha=1.0,
     transA=0, transB=0,
@@ -210,7 +224,7 @@ def qgemm(
 
 
 @microsoft_op(
-    "QAttention", 1, weights=(1,), constants=(3, 4),
+    "QAttention", 1, weights=(1,), constants=(3, 4), stored=(on_grid(1, 4, 7, -1),),
     axes="b t i, i (3 num_heads _), (3 num_heads _), , (3 num_heads _), _*, , (3 num_heads _), _ b num_heads _ _ "
     "-> b t (num_heads _), _ b num_heads _ _",
 )  # fmt: skip
