@@ -9,7 +9,7 @@ rounding does; otherwise double precision decides.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 
 from onnx_obd.errors import OnnxObdError
 from onnx_obd.mirror.mirror import Mirror
-from onnx_obd.mirror.program import CallWithBodies, Program, Step
+from onnx_obd.mirror.program import Step
 from onnx_obd.mirror.values import is_float, plain
 from onnx_obd.surgery.shrink import shrink
 from onnx_obd.units.find import Frozen, Unit, UnitMap, find_units
 from onnx_obd.units.kept import Kept
+from onnx_obd.units.watch import Place, wrapped
 
 TOLERANCE = 1e-6
 """In double precision, relative to the largest element."""
@@ -144,7 +145,7 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
     return float((a - b).abs().max()) <= tolerance * max(1e-30, float(b.abs().max()))
 
 
-Cuts = dict[tuple, list[tuple[int, int, torch.Tensor]]]
+Cuts = dict[Place, list[tuple[int, int, torch.Tensor]]]
 """Node -> (input, axis, mask of what is left out of the sum)."""
 
 
@@ -156,22 +157,13 @@ def without(mirror: Mirror, inputs: Sequence[Any], units: UnitMap, kept: Kept) -
             mask = kept.value(traced.inputs[position])[axis]
             if not mask.all():
                 cuts[traced.step.path, traced.step.node].append((position, axis, torch.from_numpy(~mask)))
-    program = _cut(mirror.program, cuts).with_release()
+    wrappers = {place: partial(_cutting, own) for place, own in cuts.items()}
+    program = wrapped(mirror.program, wrappers).with_release()
     return program.finish(mirror.start(inputs, program))
 
 
-def _cut(program: Program, cuts: Cuts) -> Program:
-    steps = tuple(_cut_step(step, cuts) for step in program.steps)
-    return Program(program.inputs, program.outputs, steps, program.template, program.no_steps)
-
-
-def _cut_step(step: Step, cuts: Cuts) -> Step:
-    if step.bodies:
-        call: CallWithBodies = step.call
-        bodies = {name: (_cut(program, cuts), count) for name, (program, count) in call.bodies.items()}
-        return replace(step, call=CallWithBodies(call.function, call.own_inputs, bodies))
-    own = cuts.get((step.path, step.node))
-    return step if own is None else replace(step, call=partial(call_without, step, own))
+def _cutting(cuts: Sequence[tuple[int, int, torch.Tensor]], step: Step) -> Callable[..., Any]:
+    return partial(call_without, step, cuts)
 
 
 def call_without(step: Step, cuts: Sequence[tuple[int, int, torch.Tensor]], *values: Any) -> Any:

@@ -25,12 +25,13 @@ class Correspondence:
     """What a node does with the axes of its values.
 
     ``names``: the axes by the names of its rule. ``summed``: for every sum of products an (input, axis) that it goes
-    along. ``consumed``: the axes of stored tensors that are summed over. ``work``: numbers of multiplications, each
-    with the names of the axes it is proportional to.
+    along; ``sums``: all of them that carry it. ``consumed``: the axes of stored tensors that are summed over. ``work``:
+    numbers of multiplications, each with the names of the axes it is proportional to.
     """
 
     names: dict[str, Axis] = field(default_factory=dict)
     summed: list[tuple[int, int]] = field(default_factory=list)
+    sums: list[list[tuple[int, int]]] = field(default_factory=list)
     consumed: set[tuple[int, int]] = field(default_factory=set)
     work: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
 
@@ -105,6 +106,7 @@ class Application:
         for name, carriers in self._carriers().items():
             inner = [(p, a) for p, a in carriers if Name(name, True) in names_of(self.inputs[p][a][0])]
             if inner or (len({p for p, _ in carriers}) > 1 and name not in self.made):
+                self.result.sums.append(inner or carriers)
                 for position, axis in inner or carriers:
                     self.result.consumed |= self.axes[position][axis].origin if self.axes[position] else set()
                 constant = [carrier for carrier in carriers if self.node.constant[carrier[0]]]
