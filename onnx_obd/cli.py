@@ -225,18 +225,18 @@ WHAT_SPARSITY_BUYS = (
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--units", is_flag=True, help="What could be removed whole: channels, neurons, heads.")
-@click.option("--data", metavar="PATH", help="A sample for --units, where made-up inputs do not fit the model.")
+@click.option("--data", metavar="PATH", help="With --units: samples, which also tell what does nothing.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="A traceback when something fails.")
 @_fails_in_one_line
 def inspect(model: Path, units: bool, data: str | None, as_json: bool, verbose: bool) -> None:
     """List what could be pruned, what not and why. Needs no data."""
     if units:
-        from onnx_obd.pipeline import inspect_units
+        from onnx_obd.removable import inspect_units
         from onnx_obd.report import render_units, to_json
 
         whole = inspect_units(model, data)
-        click.echo(to_json(whole) if as_json else render_units(whole.model, whole.families, whole.frozen))
+        click.echo(to_json(whole) if as_json else render_units(whole))
         return
     from onnx_obd.pipeline import inspect as run
     from onnx_obd.report import render_inspection, to_json

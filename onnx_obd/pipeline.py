@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_obd.calibration.folder import NO_LABELS, load_samples
+from onnx_obd.calibration.folder import load_samples
 from onnx_obd.calibration.image_options import ImageOptions
 from onnx_obd.calibration.inputs import read_inputs
 from onnx_obd.calibration.made_up import made_up_samples
-from onnx_obd.calibration.measure import feeds
 from onnx_obd.choice import choose
 from onnx_obd.errors import UsageError
 from onnx_obd.export import check_destination
@@ -29,12 +28,11 @@ from onnx_obd.options import Options
 from onnx_obd.plan.selection import select_weights
 from onnx_obd.progress import Progress
 from onnx_obd.proof import Result, finish
-from onnx_obd.records import FrozenUnits, Latency, UnitFamily, WeightSummary
+from onnx_obd.records import Latency, WeightSummary
 from onnx_obd.recover import recover, resume
 from onnx_obd.removal import remove_units
 from onnx_obd.run import prepare
 from onnx_obd.runtime.latency import measure_latency
-from onnx_obd.surgery.shrink_confirm import confirmed_units
 
 
 def prune(
@@ -119,49 +117,6 @@ def inspect(model: str | Path) -> Inspection:
         bytes=source.size,
         opsets={o.domain or "ai.onnx": o.version for o in source.proto.opset_import},
     )
-
-
-@dataclass(frozen=True)
-class Units:
-    """The removable units of a model, family by family, and what is frozen."""
-
-    model: str
-    families: tuple[UnitFamily, ...]
-    frozen: tuple[FrozenUnits, ...]
-
-
-def inspect_units(model: str | Path, data: str | Path | None = None) -> Units:
-    """What could be removed whole from a model: channels, neurons, heads; and why the rest cannot.
-
-    Every family was tried: a quarter of it removed from the mirror, on one sample, gives what zeroing its consumers'
-    weights gives.
-
-    Args:
-        data: where the sample is taken from; a made-up one if None, with axes of length 1 where the model leaves them
-            open.
-
-    Raises:
-        ModelError: the model cannot be read or run.
-    """
-    source = load_model(model)
-    mirror = Mirror(source.proto)
-    if data is None:
-        samples = made_up_samples(source.proto, 1)
-    else:
-        samples = load_samples(data, source.proto, labels=NO_LABELS, limit=1, model_path=source.path)
-    found = confirmed_units(mirror, feeds(mirror, samples, 1)[0][0])
-    families = [
-        UnitFamily(
-            kind=members[0].kind,
-            nodes=members[0].nodes,
-            count=len(members),
-            elements_each=members[0].elements,
-            macs_share_each=members[0].macs / found.macs if found.macs else 0.0,
-        )
-        for members in found.families().values()
-    ]
-    frozen = [FrozenUnits(each.kind, each.nodes, each.count, each.reason) for each in found.frozen]
-    return Units(str(model), tuple(families), tuple(frozen))
 
 
 def bench(

@@ -132,6 +132,7 @@ class UnitFamily:
     """Removable units that are alike (the channels of one Conv with all they are tied to), counted.
 
     ``elements_each``: stored weights that go with one. ``macs_share_each``: its share of the model's multiplications.
+    ``idle``: how many of them add nothing to any sum on the samples; None without samples.
     """
 
     kind: str
@@ -139,6 +140,7 @@ class UnitFamily:
     count: int
     elements_each: int
     macs_share_each: float
+    idle: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,36 @@ class FrozenUnits:
     nodes: tuple[str, ...]
     count: int
     reason: str
+
+
+@dataclass(frozen=True)
+class UnusedFeatures:
+    """``count`` of the ``of`` features of an input on which nothing depends; the places of the ``first``."""
+
+    name: str
+    count: int
+    of: int
+    first: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The removable units of a model, family by family, and what is frozen.
+
+    ``elements_share``, ``macs_share``: of all ``elements`` weights and ``macs`` multiplications those in removable
+    units. ``boundaries``: nodes that are not followed. ``samples``: how many were looked at for what is ``unused``.
+    """
+
+    model: str
+    families: tuple[UnitFamily, ...]
+    frozen: tuple[FrozenUnits, ...]
+    elements: int
+    elements_share: float
+    macs: int
+    macs_share: float
+    boundaries: tuple[str, ...]
+    samples: int | None
+    unused: tuple[UnusedFeatures, ...]
 
 
 @dataclass(frozen=True)

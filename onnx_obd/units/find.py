@@ -88,6 +88,15 @@ class UnitMap:
         sizes = (([axis.length for axis in self.trace.axes[v]], kept.lengths(v)) for v in self.trace.stored)
         return sum(math.prod(old) - math.prod(new) for old, new in sizes)
 
+    def macs_of(self, removed: Collection[Unit]) -> int:
+        """Multiplications that go with these units, per run on the sample, those they share counted once."""
+        kept, gone = self.kept(removed), 0.0
+        for step in self.trace.steps:
+            for total, names in step.correspondence.work:
+                shares = (kept.axis(step.correspondence.names[name]).mean() for name in names)
+                gone += total * (1 - math.prod(shares))
+        return round(gone)
+
 
 def find_units(mirror: Mirror, inputs: Sequence[Any]) -> UnitMap:
     """All units that the graph lets go, found on one sample (``inputs`` as for calling the mirror).
