@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onnx_obd.surgery.shrink_arithmetic import Edits
 from onnx_obd.surgery.shrink_parameters import CannotShrink, size_edits
 from onnx_obd.units.find import Unit, UnitMap
 from onnx_obd.units.kept import Kept
+from onnx_obd.units.trace import Trace, Value
 
 Tensor = TensorProto | onnx.SparseTensorProto | AttributeProto
 
@@ -185,3 +186,11 @@ def _mend_shapes(proto: onnx.ModelProto, units: UnitMap, kept: Kept) -> None:
     for path, scope in scopes(proto):
         if path in touched:
             del scope.value_info[:]
+        for info, value in zip(getattr(scope, "output", ()), _returned(trace, path), strict=False):
+            if any(not mask.all() for mask in kept.value(value)):
+                info.type.tensor_type.ClearField("shape")
+
+
+def _returned(trace: Trace, path: Path) -> Sequence[Value]:
+    """The outputs of the body at ``path``."""
+    return trace.body_outputs.get((path[:-1], path[-1]), ()) if path else ()

@@ -9,9 +9,11 @@ rounding does; otherwise double precision decides.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,9 @@ from onnx_obd.mirror.values import is_float, plain
 from onnx_obd.surgery.shrink import shrink
 from onnx_obd.units.find import Frozen, Unit, UnitMap, find_units
 from onnx_obd.units.kept import Kept
-from onnx_obd.units.watch import Place, wrapped
+from onnx_obd.units.kept import without as without_units
+from onnx_obd.units.trace import Value
+from onnx_obd.units.watch import Place, Wrapper, wrapped
 
 TOLERANCE = 1e-6
 """In double precision, relative to the largest element."""
@@ -63,10 +67,10 @@ class _Trial:
         self.exact = not self.mirror.boundaries  # onnxruntime runs those in the precision they were written for
 
     @cached_property
-    def full(self) -> tuple:
+    def full(self) -> Outputs:
         """The outputs of the original."""
         with torch.no_grad():
-            return self.mirror.evaluate(self.inputs)
+            return outputs(self.mirror, self.inputs, self.units)
 
     @cached_property
     def reference(self) -> Mirror:
@@ -110,18 +114,20 @@ class _Trial:
             proto = shrink(self.mirror.proto, self.units, removed)
             with torch.no_grad():
                 found, expected = self._both(self.mirror, Mirror(proto), kept)
-                if all(map(_clear, found, expected, self.full)):
+                if all(map(_clear, *(each.values for each in (found, expected, left_of(self.full, kept))))):
                     return None
                 found, expected = self._both(self.reference, self._precise(proto), kept)
         except OnnxObdError as error:
             return str(error)
-        for name, ours, theirs in zip(self.mirror.output_names, found, expected, strict=True):
+        names = [f"output '{name}'" for name in self.mirror.output_names]
+        for name, ours, theirs in zip_longest(names, found.values, expected.values, fillvalue="a branch not taken"):
             if not _close(ours, theirs, TOLERANCE if self.exact else SINGLE_TOLERANCE):
-                return f"to remove it changes output '{name}' in another way than to leave it out of every sum"
+                return f"to remove it changes {name} in another way than to leave it out of every sum"
         return None
 
-    def _both(self, mirror: Mirror, smaller: Mirror, kept: Kept) -> tuple[tuple, tuple]:
-        return smaller.evaluate(self.inputs), without(mirror, self.inputs, self.units, kept)
+    def _both(self, mirror: Mirror, smaller: Mirror, kept: Kept) -> tuple[Outputs, Outputs]:
+        ours = outputs(smaller, self.inputs, self.units)
+        return ours, left_of(without(mirror, self.inputs, self.units, kept), kept)
 
 
 def _clear(ours: Any, theirs: Any, full: Any) -> bool:
@@ -149,7 +155,25 @@ Cuts = dict[Place, list[tuple[int, int, torch.Tensor]]]
 """Node -> (input, axis, mask of what is left out of the sum)."""
 
 
-def without(mirror: Mirror, inputs: Sequence[Any], units: UnitMap, kept: Kept) -> tuple:
+@dataclass(frozen=True)
+class Outputs:
+    """What a model returns, and what its branches do that it does not take, each by its number in the trace."""
+
+    returned: tuple
+    untaken: tuple[tuple[Value, Any], ...]
+
+    @property
+    def values(self) -> tuple:
+        return *self.returned, *(value for _, value in self.untaken)
+
+
+def left_of(found: Outputs, kept: Kept) -> Outputs:
+    """What branches return may have lost units."""
+    untaken = tuple((number, without_units(value, kept.value(number))) for number, value in found.untaken)
+    return replace(found, untaken=untaken)
+
+
+def without(mirror: Mirror, inputs: Sequence[Any], units: UnitMap, kept: Kept) -> Outputs:
     """The outputs of the model at full size when what goes is left out of every sum over it."""
     cuts: Cuts = defaultdict(list)
     for traced in units.trace.steps:
@@ -157,9 +181,38 @@ def without(mirror: Mirror, inputs: Sequence[Any], units: UnitMap, kept: Kept) -
             mask = kept.value(traced.inputs[position])[axis]
             if not mask.all():
                 cuts[traced.step.path, traced.step.node].append((position, axis, torch.from_numpy(~mask)))
-    wrappers = {place: partial(_cutting, own) for place, own in cuts.items()}
-    program = wrapped(mirror.program, wrappers).with_release()
-    return program.finish(mirror.start(inputs, program))
+    return outputs(mirror, inputs, units, {place: partial(_cutting, own) for place, own in cuts.items()})
+
+
+def outputs(
+    mirror: Mirror, inputs: Sequence[Any], units: UnitMap, wrappers: Mapping[Place, Wrapper] = MappingProxyType({})
+) -> Outputs:
+    """The outputs of the model, and what the branches return that it does not take."""
+    untaken: list[tuple[Value, Any]] = []
+    also = {place: partial(_with_untaken, units, untaken) for place in units.trace.passed_by}
+    program = wrapped(mirror.program, {**wrappers, **also}).with_release()
+    return Outputs(program.finish(mirror.start(inputs, program)), tuple(untaken))
+
+
+def _with_untaken(units: UnitMap, untaken: list[tuple[Value, Any]], step: Step) -> Callable[..., Any]:
+    """Runs the bodies that the node leaves out after those that it runs."""
+
+    def call(*values: Any, **bodies: Any) -> Any:
+        taken: set[str] = set()
+
+        def noting(name: str) -> Callable[..., Any]:
+            def body(*inputs: Any) -> Any:
+                taken.add(name)
+                return bodies[name](*inputs)
+
+            return body
+
+        result = step.call.function(*values, **{name: noting(name) for name in bodies})
+        for name in sorted(bodies.keys() - taken):
+            untaken.extend(zip(units.trace.body_outputs[(step.path, name)], bodies[name](), strict=True))
+        return result
+
+    return call
 
 
 def _cutting(cuts: Sequence[tuple[int, int, torch.Tensor]], step: Step) -> Callable[..., Any]:

@@ -1,18 +1,19 @@
 """A run of the mirror on one sample, followed atom by atom.
 
 Every tensor stored in the model is born with an atom for each index of each axis; what the nodes do to the axes unites,
-divides and freezes them. The bodies of If, Loop and Scan are followed on their first run; a branch that is not taken
-freezes what it captures.
+divides and freezes them. The bodies of If, Loop and Scan are followed on their first run, both branches of an If: the
+one that is not taken too, if it runs on the sample, else it freezes what it captures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from onnx_obd.errors import OnnxObdError
 from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.axes import ELEMENTWISE, MOVED, Node, parse
 from onnx_obd.mirror.mirror import Mirror
@@ -20,6 +21,7 @@ from onnx_obd.mirror.program import BoundBody, CallWithBodies, Program, Step, ru
 from onnx_obd.mirror.second import elementwise
 from onnx_obd.units.apply import Application, Correspondence, Unreadable, moved
 from onnx_obd.units.atoms import Atoms, Axis, bare
+from onnx_obd.units.watch import Place
 
 SMALL = 4096
 """Values up to this many elements are kept if they follow from constants and shapes: they may spell sizes."""
@@ -50,7 +52,8 @@ class Trace:
 
     ``axes``: value -> its axes. ``stored``: value -> where in the ModelProto its tensor stands. ``known``: value ->
     the small tensors that follow from constants and shapes. ``consumed``: the axes (value, axis) of stored tensors
-    that a node sums over.
+    that a node sums over. ``passed_by``: the nodes with a branch that was followed without being taken.
+    ``body_outputs``: (path of a node, name of its body) -> what it returns.
     """
 
     atoms: Atoms = field(default_factory=Atoms)
@@ -61,12 +64,14 @@ class Trace:
     known: dict[Value, torch.Tensor] = field(default_factory=dict)
     variable: set[Value] = field(default_factory=set)
     consumed: set[tuple[Value, int]] = field(default_factory=set)
-    _count: int = 0
+    passed_by: set[Place] = field(default_factory=set)
+    body_outputs: dict[tuple[Path | None, str], list[Value]] = field(default_factory=dict)
+    count: int = 0
 
     def value(self) -> Value:
         """The number of a new value."""
-        self._count += 1
-        return self._count
+        self.count += 1
+        return self.count
 
     def freeze(self, values: Sequence[Value], why: str) -> None:
         for value in values:
@@ -155,12 +160,31 @@ class Tracer:
         why = f"node {step.node}"
         self.found.freeze(sources[: call.own_inputs], why)
         for name, body in followed.items():
-            if not body.ran:
+            taken = body.ran
+            if not taken and body.follow_untaken():
+                self.found.passed_by.add((step.path, step.node))
+            elif not taken:
                 self.found.freeze(captured[name], f"{why}: its {name} does not run on the sample")
+            self.found.body_outputs[step.path, name] = body.outputs
         result = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-        outputs = [self.opaque(value, why) for value in result]
+        outputs = [self._from_bodies(why, value, i, list(followed.values())) for i, value in enumerate(result)]
         self.found.variable.update(outputs)
         return result, outputs
+
+    def _from_bodies(self, why: str, value: Any, index: int, bodies: Sequence[_Followed]) -> Value:
+        """What one of several branches returns: their axes are one another's. A loop returns something else."""
+        returned = [body.outputs[index] for body in bodies if index < len(body.outputs)]
+        axes = [self.found.axes.get(number) for number in returned]
+        shapes = {None if each is None else tuple(axis.length for axis in each) for each in axes}
+        if len(bodies) < 2 or len(returned) < len(bodies) or len(shapes) > 1 or None in shapes:
+            why = f"{why}: its branches return it in different shapes" if len(returned) > 1 else f"{why} returns it"
+            self.found.freeze([number for body in bodies for number in body.outputs[index:]], why)
+            return self.opaque(value, why)
+        number, (first, *others) = self.found.value(), axes
+        for each in others:
+            first = [self.atoms.unite(a, b, why) for a, b in zip(first, each, strict=True)]
+        self.found.axes[number] = [replace(axis, origin=frozenset()) for axis in first]
+        return number
 
     # ---- nodes
 
@@ -231,6 +255,7 @@ class _Followed:
 
     def __init__(self, tracer: Tracer, name: str, body: BoundBody, captured: Sequence[Value]):
         self.tracer, self.name, self.body, self.captured, self.ran = tracer, name, body, captured, False
+        self.outputs: list[Value] = []
 
     @property
     def no_steps(self) -> tuple:
@@ -247,8 +272,23 @@ class _Followed:
         for slot, number in zip(program.inputs, (*own, *self.captured), strict=True):
             ids[slot] = number
         tracer.program(program, env, ids)
-        tracer.found.freeze([ids[slot] for slot in program.outputs], f"output of {self.name}")
+        self.outputs = [ids[slot] for slot in program.outputs]
         return tuple(env[slot] for slot in program.outputs)
+
+    def follow_untaken(self) -> bool:
+        """Run a branch for its axes alone. One that fails freezes whatever it has come to."""
+        found = self.tracer.found
+        if len(self.body.program.inputs) > len(self.captured):
+            return False
+        values, steps = found.count, len(found.steps)
+        try:
+            self()
+        except OnnxObdError:
+            found.freeze(range(values + 1, found.count + 1), f"{self.name} does not run on the sample")
+            return False
+        for step in found.steps[steps:]:
+            step.correspondence.work.clear()
+        return True
 
 
 def _without_values(node: Node) -> Node:

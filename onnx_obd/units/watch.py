@@ -13,7 +13,8 @@ Place = tuple[Path | None, str]
 """Where a step stands: the path of its node, its label."""
 
 Wrapper = Callable[[Step], Callable[..., Any]]
-"""From a step to what is called in its place, with the values of its inputs."""
+"""From a step to what is called in its place, with the values of its inputs; of a node with bodies, in the place of its
+operator's function."""
 
 
 def wrapped(program: Program, wrappers: Mapping[Place, Wrapper]) -> Program:
@@ -23,9 +24,10 @@ def wrapped(program: Program, wrappers: Mapping[Place, Wrapper]) -> Program:
 
 
 def _wrapped(step: Step, wrappers: Mapping[Place, Wrapper]) -> Step:
+    wrapper = wrappers.get((step.path, step.node))
     if step.bodies:
         call: CallWithBodies = step.call
         bodies = {name: (wrapped(program, wrappers), count) for name, (program, count) in call.bodies.items()}
-        return replace(step, call=CallWithBodies(call.function, call.own_inputs, bodies))
-    wrapper = wrappers.get((step.path, step.node))
+        function = call.function if wrapper is None else wrapper(step)
+        return replace(step, call=CallWithBodies(function, call.own_inputs, bodies))
     return step if wrapper is None else replace(step, call=wrapper(step))

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_obd.surgery.shrink import shrink
 from tests.surgery.graphs import Graph, body
-from tests.surgery.oracle import some_of_each
+from tests.surgery.oracle import run, some_of_each, zero_consumers
 from tests.surgery.test_shrink import check, sizes, units_of
 
 
@@ -96,25 +96,86 @@ def test_precision(dtype: type, tolerance: float) -> None:
     shrunk(g.model(g.dense(y, 9, 3)), {"neuron": [9]}, tolerance)
 
 
-def test_bodies() -> None:
-    """Weights inside both branches of an If and outside; only the branch that runs on the sample shrinks inside."""
+def branching(then: Graph, otherwise: Graph, shape: list | None = None) -> dict[str, onnx.GraphProto]:
+    """Two graphs as the bodies of an If whose condition is an input; each returns its last value."""
+    bodies = [body(each.nodes, [each.nodes[-1].output[0]], each.initializers) for each in (then, otherwise)]
+    for each in bodies if shape else ():
+        each.output[0].CopyFrom(helper.make_tensor_value_info(each.output[0].name, TensorProto.FLOAT, shape))
+    return {"then_branch": bodies[0], "else_branch": bodies[1]}
+
+
+def check_both_ways(model: onnx.ModelProto, expected: dict[str, list[int]]) -> onnx.ModelProto:
+    """Whichever way the condition goes."""
+    units = units_of(model)
+    assert sizes(units) == expected, units.frozen
+    removed = some_of_each(units.units, 0.4)
+    smaller, zeroed = shrink(model, units, removed), zero_consumers(model, removed)
+    onnx.checker.check_model(smaller, full_check=True)
+    x = np.random.default_rng(2).standard_normal((3, 7)).astype(np.float32)
+    found = []
+    for condition in (True, False):
+        feeds = {"x": x, "condition": np.array(condition)}
+        (ours,), (theirs,) = run(smaller, feeds), run(zeroed, feeds)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+        assert not np.allclose(theirs, run(model, feeds)[0], atol=1e-3)
+        found.append(theirs)
+    assert not np.allclose(*found, atol=1e-3)
+    return smaller
+
+
+def test_weights_in_both_branches() -> None:
+    """Inside one, and outside where both read it; the branch that the sample does not take shrinks too."""
+    g = Graph()
+    condition, x = g.input("condition", elem_type=TensorProto.BOOL), g.input("x", "batch", 7)
+    hidden = g.op("Tanh", g.dense(x, 7, 9))
+    inner, other = Graph(seed=1, prefix="inner_"), Graph(seed=2, prefix="other_")
+    inner.op("MatMul", inner.op("Tanh", inner.op("MatMul", hidden, inner.weight(9, 8))), inner.weight(8, 3))
+    other.op("MatMul", other.op("Tanh", other.op("MatMul", hidden, other.weight(9, 6))), other.weight(6, 3))
+    y = g.op("If", condition, **branching(inner, other))
+    smaller = check_both_ways(g.model(y), {"neuron": [6, 8, 9]})
+    dims = [list(t.dims) for a in smaller.graph.node[-1].attribute for t in a.g.initializer]
+    assert sorted(dims) == [[4, 3], [5, 3], [5, 4], [5, 5]]
+
+
+def test_units_that_a_branch_returns() -> None:
+    """Both return them, of shapes that are declared."""
+    g = Graph()
+    condition, x = g.input("condition", elem_type=TensorProto.BOOL), g.input("x", "batch", 7)
+    hidden = g.dense(x, 7, 9)
+    inner, other = Graph(seed=1, prefix="inner_"), Graph(seed=2, prefix="other_")
+    inner.op("Tanh", inner.op("Mul", hidden, inner.weight(9)))
+    other.op("Relu", hidden)
+    y = g.op("If", condition, **branching(inner, other, ["batch", 9]))
+    check_both_ways(g.model(g.dense(y, 9, 3)), {"neuron": [9]})
+
+
+def test_a_branch_that_does_not_run_on_the_sample() -> None:
     g = Graph()
     hidden = g.op("Tanh", g.dense(g.input("x", "batch", 7), 7, 9))
-    inner = Graph(seed=1, prefix="inner_")
+    inner, other = Graph(seed=1, prefix="inner_"), Graph(seed=2, prefix="other_")
     inner.op("MatMul", inner.op("Tanh", inner.op("MatMul", hidden, inner.weight(9, 8))), inner.weight(8, 3))
-    then = body(inner.nodes, [inner.nodes[-1].output[0]], inner.initializers)
-    other = Graph(seed=2, prefix="other_")
-    other.nodes.append(helper.make_node("MatMul", [hidden, other.weight(9, 3)], ["other"]))
-    otherwise = body(other.nodes, ["other"], other.initializers)
+    other.op("MatMul", other.op("Reshape", hidden, other.ints(5, 9)), other.weight(9, 3))
     condition = g.tensor(np.array(True))
-    g.nodes.append(helper.make_node("If", [condition], ["y"], then_branch=then, else_branch=otherwise))
-    model = g.model("y")
+    model = g.model(g.op("If", condition, **branching(inner, other)))
     units = units_of(model)
     assert sizes(units) == {"neuron": [8]}
     assert "else_branch does not run on the sample" in units.frozen[0].reason
-    smaller = check(model, some_of_each(units.units, 0.4), units)
-    dims = [list(t.dims) for a in smaller.graph.node[-1].attribute for t in a.g.initializer]
-    assert [9, 5] in dims and [5, 3] in dims and [9, 3] in dims
+    check(model, some_of_each(units.units, 0.4), units)
+
+
+def test_weights_in_a_loop() -> None:
+    """Hidden neurons of the body; what the body carries on stays."""
+    inner = Graph(seed=1, prefix="inner_")
+    carried = inner.op("Add", "state", inner.dense(inner.op("Tanh", inner.dense("state", 7, 9)), 9, 7))
+    inner.op("Identity", "go_on")
+    inputs = ("turn", TensorProto.INT64, []), ("go_on", TensorProto.BOOL, []), ("state", TensorProto.FLOAT, None)
+    declared = [helper.make_tensor_value_info(*each) for each in inputs]
+    turns = helper.make_graph(inner.nodes, "turns", declared, [
+        helper.make_tensor_value_info(inner.nodes[-1].output[0], TensorProto.BOOL, []),
+        helper.make_tensor_value_info(carried, TensorProto.FLOAT, None)], inner.initializers)  # fmt: skip
+    g = Graph()
+    y = g.op("Loop", g.tensor(np.int64(3)), g.tensor(np.array(True)), g.input("x", "batch", 7), body=turns)
+    shrunk(g.model(g.dense(y, 7, 3)), {"neuron": [9]})
 
 
 def test_model_functions() -> None:
