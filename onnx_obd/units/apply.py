@@ -84,7 +84,10 @@ class Application:
             case Sum():
                 start = 0
                 for part, n in self.lengths.of_parts(expression, length):
-                    self._read(part, n, replace(axis, labels=axis.labels[:, start : start + n]))
+                    own = replace(axis, labels=axis.labels[:, start : start + n])
+                    if n == 1:
+                        self.atoms.freeze(own, f"{self.where} takes one index of it alone")
+                    self._read(part, n, own)
                     start += n
             case _:
                 self.atoms.freeze(axis, f"{self.where} needs the whole axis")

@@ -177,3 +177,70 @@ def quantised_concatenation() -> onnx.ModelProto:
     y = g.op("QLinearGlobalAveragePool", y, scale, middle, scale, middle, domain="com.microsoft")
     y = g.op("Flatten", g.op("DequantizeLinear", y, scale, middle))
     return _microsoft(g, g.dense(y, 6, 4))
+
+
+# ---- what PyTorch, Keras and scikit-learn write
+
+
+@network(neuron=[9, 6])
+def dense_with_batch_normalization() -> onnx.ModelProto:
+    g = Graph()
+    y = g.op("Gemm", g.input("x", "batch", 7), g.weight(9, 7), g.weight(9), transB=1)
+    y = g.op("BatchNormalization", y, g.weight(9), g.weight(9), g.weight(9), g.weight(9, positive=True))
+    y = g.op("Dropout", g.op("Relu", y))
+    y = g.op("MatMul", y, g.op("Transpose", g.weight(6, 9), perm=[1, 0]))
+    return g.model(g.dense(g.op("Selu", g.op("Add", g.weight(6), y)), 6, 3))
+
+
+@network(hidden_size=[5], neuron=[6])
+def lstm_with_learned_states() -> onnx.ModelProto:
+    """First states that are weights, repeated for the batch; lengths of the sequences."""
+    g = Graph()
+    x = g.op("Transpose", g.op("Relu", g.dense(g.input("x", "batch", 4, 7), 7, 6)), perm=[1, 0, 2])
+    batch = g.op("Slice", g.op("Shape", x), g.ints(1), g.ints(2))
+    shape = g.op("Concat", g.ints(1), batch, g.ints(5), axis=0)
+    states = [g.op("Expand", g.weight(1, 1, 5), shape) for _ in range(2)]
+    lengths = g.op("Expand", g.tensor(np.array([3], np.int32)), batch)
+    y, _, _ = g.op("LSTM", x, g.weight(1, 20, 6), g.weight(1, 20, 5), g.weight(1, 40), lengths, *states, outputs=3,
+                   hidden_size=5)  # fmt: skip
+    y = g.op("ReduceSum", g.op("Squeeze", y, g.ints(1)), g.ints(0), keepdims=0)
+    return g.model(g.dense(y, 5, 3))
+
+
+@network(head=[3], head_dimension=[4], neuron=[11])
+def windows_with_relative_positions() -> onnx.ModelProto:
+    """Swin: attention in windows of 2 x 2, with a table of biases for each head that is picked from by place."""
+    g, side = Graph(), 4
+    x = g.input("x", 1, side, side, WIDTH)
+    y = g.op("Reshape", x, g.ints(1, 2, 2, 2, 2, WIDTH))
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 1, 3, 2, 4, 5]), g.ints(4, 4, WIDTH))
+    packed = g.op("Reshape", g.dense(y, WIDTH, 3 * HEADS * SIZE), g.ints(4, 4, 3, HEADS, SIZE))
+    packed = g.op("Transpose", packed, perm=[2, 0, 3, 1, 4])
+    q, k, v = (g.op("Squeeze", part, g.ints(0)) for part in g.op("Split", packed, axis=0, outputs=3))
+    places = g.tensor(np.random.default_rng(0).integers(0, 9, 16))
+    bias = g.op("Reshape", g.op("Gather", g.weight(9, HEADS), places), g.ints(4, 4, HEADS))
+    bias = g.op("Unsqueeze", g.op("Transpose", bias, perm=[2, 0, 1]), g.ints(0))
+    scores = g.op("MatMul", g.op("Mul", q, g.scalar(0.5)), g.op("Transpose", k, perm=[0, 1, 3, 2]))
+    y = g.op("MatMul", g.op("Softmax", g.op("Add", scores, bias), axis=-1), v)
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(4, 4, HEADS * SIZE))
+    y = g.op("Reshape", g.dense(y, HEADS * SIZE, WIDTH), g.ints(1, 2, 2, 2, 2, WIDTH))
+    y = g.op("Add", x, g.op("Reshape", g.op("Transpose", y, perm=[0, 1, 3, 2, 4, 5]), g.ints(1, side, side, WIDTH)))
+    hidden = g.dense(g.op("LayerNormalization", y, g.weight(WIDTH), g.weight(WIDTH)), WIDTH, 11)
+    return g.model(g.op("Add", y, g.dense(g.op("Erf", hidden), 11, WIDTH)))
+
+
+@network(channel=[6, 5], neuron=[8])
+def one_dimensional_through_two() -> onnx.ModelProto:
+    """Keras' Conv1D as tf2onnx writes it: an axis more before every Conv, one less after it."""
+    g = Graph()
+    x = g.input("x", "batch", 12, 3)
+    for size_in, size in ((3, 6), (6, 5)):
+        x = g.op("Transpose", g.op("Unsqueeze", x, g.ints(1)), perm=[0, 3, 1, 2])
+        x = g.op("Squeeze", g.op("Conv", x, g.weight(size, size_in, 1, 3)), g.ints(2))
+        x = g.op("Relu", g.op("Add", g.op("Transpose", x, perm=[0, 2, 1]), g.weight(size)))
+    pooled = g.op("Unsqueeze", g.op("Transpose", x, perm=[0, 2, 1]), g.ints(3))
+    pooled = g.op("MaxPool", pooled, kernel_shape=[2, 1], strides=[2, 1])
+    pooled = g.op("Transpose", g.op("Squeeze", pooled, g.ints(3)), perm=[0, 2, 1])
+    batch = g.op("Slice", g.op("Shape", x), g.ints(0), g.ints(1))
+    y = g.op("Reshape", pooled, g.op("Concat", batch, g.ints(20), axis=0))
+    return g.model(g.dense(g.op("Relu", g.dense(y, 20, 8)), 8, 3))
