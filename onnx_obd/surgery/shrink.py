@@ -13,7 +13,7 @@ from onnx_obd.graph.weights import Path, holder, read_tensor, scopes
 from onnx_obd.surgery.shrink_arithmetic import Edits
 from onnx_obd.surgery.shrink_parameters import CannotShrink, size_edits
 from onnx_obd.units.find import Unit, UnitMap
-from onnx_obd.units.kept import Kept
+from onnx_obd.units.kept import Kept, broken
 from onnx_obd.units.trace import Trace, Value
 
 Tensor = TensorProto | onnx.SparseTensorProto | AttributeProto
@@ -35,6 +35,8 @@ def shrink(proto: onnx.ModelProto, units: UnitMap, removed: Collection[Unit]) ->
     """
     _check(units, removed)
     kept = units.kept(removed)
+    if (step := broken((each for each in units.trace.steps if each.moves), kept)) is not None:
+        raise CannotShrink(f"node {step.step.node} cannot do without all of this at once")
     edits = size_edits(units.trace, kept)
     result = onnx.ModelProto()
     result.CopyFrom(proto)

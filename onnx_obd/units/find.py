@@ -113,14 +113,13 @@ def find_units(mirror: Mirror, inputs: Sequence[Any]) -> UnitMap:
         if atom in places and atom not in atoms.reasons:
             alike[tuple(places[atom])].append(atom)
     families = [side for where, members in alike.items() for side in _side_by_side(members, contents[where[0]])]
-    reasons = stuck(found, [members[0] for members in families])
-    for members in families:
-        if members[0] in reasons:
-            atoms.reasons |= dict.fromkeys(members, reasons[members[0]])
+    reasons = stuck(found, families)
+    for number, reason in reasons.items():
+        atoms.reasons |= dict.fromkeys(families[number], reason)
     names, makers, macs, paired = stored_names(mirror, found), _makers(found), _macs(found), _paired(found)
     units = []
     for number, members in enumerate(families):
-        for atom in members if members[0] not in reasons else ():
+        for atom in members if number not in reasons else ():
             nodes = tuple(makers.get(atom, ()))
             slices, elements = _slices(found, names, atom, (contents[i] for i in places[atom]))
             units.append(

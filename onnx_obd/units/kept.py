@@ -45,20 +45,35 @@ class Kept:
         return any(not kept.all() for value in step.inputs for kept in self.value(value))
 
 
-def stuck(found: Trace, atoms: Iterable[int]) -> dict[int, str]:
-    """The atoms that a node which moves elements cannot do without, and why.
+TRIALS = (0.25, 0.5, 1.0)
+"""Shares of a family that are tried together, beside its first member alone: a Slice in steps of two does without a
+member at its end, but not without any two."""
 
-    Such a node is run once more without the atom's elements, its parameters spelling the sizes that are left: what it
-    returns must be what it returned before, without the atom's.
+
+def stuck(found: Trace, families: Sequence[Sequence[int]]) -> dict[int, str]:
+    """The families of atoms, by number, that a node which moves elements cannot do without, and why.
+
+    Such a node is run once more without the elements of some, its parameters spelling the sizes that are left: what it
+    returns must be what it returned before, without theirs. One of each family is always left.
     """
     moves = [step for step in found.steps if step.moves]
-    reasons = {}
-    for atom in atoms:
-        kept = Kept(found, {atom})
-        failing = next((step for step in moves if kept.touches(step) and not _goes_on(step, kept)), None)
+    generator, reasons = np.random.default_rng(0), {}
+    for number, family in enumerate(families):
+        tried = [family[:1]] + [_some(family, share, generator) for share in TRIALS if len(family) > 2]
+        failing = next((step for atoms in tried if (step := broken(moves, Kept(found, atoms))) is not None), None)
         if failing is not None:
-            reasons[atom] = f"node {failing.step.node} cannot do without it"
+            reasons[number] = f"node {failing.step.node} cannot do without it"
     return reasons
+
+
+def _some(family: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
+    count = min(len(family) - 1, max(2, round(share * len(family))))
+    return generator.choice(family, count, replace=False).tolist()
+
+
+def broken(moves: Iterable[TracedStep], kept: Kept) -> TracedStep | None:
+    """The first node that returns something else without what goes."""
+    return next((step for step in moves if kept.touches(step) and not _goes_on(step, kept)), None)
 
 
 def _goes_on(step: TracedStep, kept: Kept) -> bool:
