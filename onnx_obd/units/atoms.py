@@ -231,7 +231,7 @@ class Atoms:
             shape[position] = grid.shape[position]
             own = self.born(grid.shape[position]).labels[0]
             layer = np.broadcast_to(own.reshape(shape), grid.shape)
-            self.freeze(layer[grid == 0], why)
+            self.freeze(layer[grid == 0], f"{why} parts the axis otherwise")
             found[dimension] = own
             layers.append(layer[grid != 0])
         self._divide(grid[grid != 0], np.stack(layers), why)
@@ -245,7 +245,7 @@ class Atoms:
             for dimension, labels in self.spread(layer.reshape(lengths), why).items():
                 layers[dimension].append(labels)
         return [
-            Axis(_stack(found, length), axis.why or why, axis.origin)
+            Axis(_stack(found, length), axis.why or ("" if found else why), axis.origin)
             for found, length in zip(layers, lengths, strict=True)
         ]
 
@@ -269,8 +269,8 @@ def concatenation(parts: Sequence[Axis]) -> Axis:
 
 def _joined(axes: Iterable[Axis], labels: Labels) -> Axis:
     axes = list(axes)
-    why = next((axis.why for axis in axes if axis.why), "")
-    return Axis(labels, why, frozenset().union(*(axis.origin for axis in axes)))
+    why = dict.fromkeys(axis.why for axis in axes if axis.why and not axis.labels.any(0).all())
+    return Axis(labels, " or ".join(why), frozenset().union(*(axis.origin for axis in axes)))
 
 
 def _stack(layers: Sequence[Labels], length: int) -> Labels:
