@@ -70,6 +70,8 @@ ATTENTION = """m (uint8[1, 3, 6] x) => (float[1, 3, 4] y) {
     y = com.microsoft.QAttention <num_heads = 2> (x, w, b, xs, s, , xz, z) }"""
 LAST = """m (uint8[1, 5, 5, 2] x) => (uint8[1, 3, 3, 3] y) {
     y = com.microsoft.QLinearConv <channels_last = 1> (x, xs, xz, w, s, z, ys, yz, b) }"""
+EXPERTS = """m (float[3, 16] x) => (float[3, 16] y) {
+    y = com.microsoft.QMoE <k = 2, activation_type = "silu"> (x, r, w, s, , v, t, , , , , z, u) }"""
 
 X = rand(3, 6)
 X_BYTES = integers(3, 6, dtype=np.uint8)
@@ -103,6 +105,10 @@ ROUNDED = [
     ("quantised attention", ATTENTION, [X_BYTES[None]], {
         "xs": np.float32(0.002), "xz": np.uint8(100), "w": integers(6, 12), "s": scales(12), "b": rand(12),
         "z": np.zeros(12, np.int8)}),
+    ("experts", EXPERTS, [rand(3, 16)], {
+        "r": rand(3, 2), "w": integers(2, 16, 8, dtype=np.uint8), "s": scales(2, 16),
+        "z": integers(2, 8, dtype=np.uint8), "v": integers(2, 16, 8, dtype=np.uint8), "t": scales(2, 16),
+        "u": integers(2, 8, dtype=np.uint8)}),
     ("four bits", NBITS, [rand(3, 40)], {
         "w": integers(5, 3, 8, dtype=np.uint8), "s": scales(15), "z": integers(10, dtype=np.uint8)}),
     ("rows of four bits", ROWS, [np.array([1, 4, 1])], {"w": integers(6, 16, dtype=np.uint8), "s": scales(6, 2)}),

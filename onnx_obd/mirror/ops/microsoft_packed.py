@@ -31,7 +31,7 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
     return (numbers.to(torch.uint8).unflatten(-1, (-1, 8 // bits)) << shifts).sum(-1, dtype=torch.uint8)
 
 
-def _in_blocks(parameter: Tensor, size: int, axis: int, length: int) -> Tensor:
+def in_blocks(parameter: Tensor, size: int, axis: int, length: int) -> Tensor:
     """A number for each block, repeated for its elements along the axis."""
     return parameter.repeat_interleave(size, axis).narrow(axis, 0, length)
 
@@ -56,7 +56,7 @@ def _matrix_grid(q: Tensor, scales, zero_points=None, *, N, K, block_size, bits=
         zero_points = unpack(zero_points.view(N, -1), bits)[:, : scales.shape[1]]
     else:
         zero_points = zero_points.view(N, -1)
-    return _in_blocks(scales, block_size, 1, K), _in_blocks(zero_points.to(scales.dtype), block_size, 1, K)
+    return in_blocks(scales, block_size, 1, K), in_blocks(zero_points.to(scales.dtype), block_size, 1, K)
 
 
 def _matrix_axes(node: Node) -> str:
@@ -79,11 +79,11 @@ def matmul_nbits(
     scale, zero_point = _matrix_grid(q, scales, zero_points, N=N, K=K, block_size=block_size, bits=bits)
     packed = zero_points is None or zero_points.dtype == torch.uint8
     if accuracy_level == 4 and bits > 2 and packed:
-        a = _rounded_in_blocks(a, block_size)
+        a = _roundedin_blocks(a, block_size)
     return F.linear(a, (q.to(scale.dtype) - zero_point) * scale, bias)
 
 
-def _rounded_in_blocks(a: Tensor, size: int) -> Tensor:
+def _roundedin_blocks(a: Tensor, size: int) -> Tensor:
     """``a`` rounded to 127 steps either way of the largest of each block; the gradient passes straight through."""
     value = a.detach()
     blocks = F.pad(value, (0, -a.shape[-1] % size)).unflatten(-1, (-1, size))
@@ -123,7 +123,7 @@ def _table_grid(
     elif packed:
         zero_points = unpack(zero_points, bits)[..., : scales.shape[-1]]
     length = q.shape[axis]
-    return tuple(_in_blocks(value.to(scales.dtype), block_size, axis, length) for value in (scales, zero_points))
+    return tuple(in_blocks(value.to(scales.dtype), block_size, axis, length) for value in (scales, zero_points))
 
 
 @microsoft_op(
@@ -164,5 +164,5 @@ def matmul_bnb4(a, b, absmax, *, K, N, block_size, quant_type, training_mode=0, 
     """a W^T (a W without ``transB``), W [N, K] of levels from a codebook; the first of two has the high bits."""
     levels = torch.tensor(_CODEBOOKS[quant_type], dtype=absmax.dtype, device=absmax.device)
     index = torch.stack((b >> 4, b & 15), -1).flatten()[: N * K]
-    weight = (levels[index.long()] * _in_blocks(absmax, block_size, 0, N * K)).view(N, K)
+    weight = (levels[index.long()] * in_blocks(absmax, block_size, 0, N * K)).view(N, K)
     return F.linear(a, weight if transB else weight.mT)
