@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from onnx_obd.calibration.measure import Batch, Calibration
 from onnx_obd.curvature.registry import Progress, estimator
 from onnx_obd.mirror.program import Env
-from onnx_obd.mirror.propagate import propagate, record_graphs
+from onnx_obd.mirror.propagate import propagate
 from onnx_obd.records import Curvature
 
 
@@ -66,15 +66,19 @@ def _recursion(
     full: bool,
 ) -> Curvature:
     slots = {weight: calibration.mirror.weight_slots()[weight] for weight in names}
-    diag = {weight: torch.zeros_like(calibration.mirror.weights[weight].detach()) for weight in names}
+    diag: dict[str, Tensor] = {}
     estimated: set[str] = set()
     for done, batch in enumerate(calibration.batches):
-        found, _ = curvature_of_values(calibration, batch, slots.values(), generator, estimated, full=full)
+        share = batch.count / calibration.num_samples
+        found, _ = curvature_of_values(calibration, batch, slots.values(), generator, estimated, share, full=full)
         for weight, slot in slots.items():
             if slot in found:
-                diag[weight] += found[slot] * (batch.count / calibration.num_samples)
+                diag[weight] = diag[weight].add_(found[slot]) if weight in diag else found[slot]
         if progress:
             progress(done + 1, len(calibration.batches))
+    for weight in names:
+        if weight not in diag:
+            diag[weight] = torch.zeros_like(calibration.mirror.weights[weight].detach())
     return Curvature(diag, name, calibration.num_samples, tuple(sorted(estimated)))
 
 
@@ -82,24 +86,30 @@ def _recursion(
 def curvature_of_values(
     calibration: Calibration,
     batch: Batch,
-    wanted: Sequence[int],
+    wanted: Iterable[int],
     generator: torch.Generator | None = None,
     estimated: set[str] | None = None,
+    share: float = 1.0,
     *,
     full: bool = False,
 ) -> tuple[dict[int, Tensor], Env]:
-    """Slot -> h of the batch's mean loss, for ``wanted`` and every value between them and the objective; the values."""
-    mirror, objective, wanted = calibration.mirror, calibration.objective, tuple(wanted)
+    """Slot -> h of ``share`` times the batch's mean loss, for those of ``wanted`` it depends on; and the values."""
+    mirror, objective = calibration.mirror, calibration.objective
     plan = mirror.plan(batch.inputs, objective.slots)
     env = mirror.start(batch.inputs, plan)
-    graphs = record_graphs(plan, env, wanted)
-    values = [env[slot] for slot in objective.slots]
-    seeds = _by_slot(objective.slots, objective.hessian_diag(values, batch.targets, batch.count))
-    slopes = objective.gradient(values, batch.targets, batch.count) if full else ()
-    gradients = _by_slot(objective.slots, slopes) if full else None
+
+    def outputs_of(derivative: Callable) -> Callable[[Env], dict[int, Tensor]]:
+        def of(env: Env) -> dict[int, Tensor]:
+            values = [env[slot].detach() for slot in objective.slots]
+            return _by_slot(objective.slots, [share * d for d in derivative(values, batch.targets, batch.count)])
+
+        return of
+
+    gradients = outputs_of(objective.gradient) if full else None
     h = propagate(
-        plan, env, seeds, wanted, gradients=gradients, graphs=graphs, generator=generator, estimated=estimated
-    )
+        plan, env, outputs_of(objective.hessian_diag), wanted,
+        gradients=gradients, generator=generator, estimated=estimated,
+    )  # fmt: skip
     return h, env
 
 

@@ -2,127 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from onnx_obd.errors import UsageError
-from onnx_obd.mirror.program import Env, Program, Step
-from onnx_obd.mirror.second import Call, bend, carries_h, probes
+from onnx_obd.mirror.composite import Recursion, own, run_by_rules
+from onnx_obd.mirror.program import Env, Program
+from onnx_obd.mirror.values import is_float
 
-Graphs = dict[int, tuple]
-"""By position of a step: the local graph of its run (``Call.differentiate``)."""
-
-
-def record_graphs(program: Program, env: Env, wanted: Iterable[int]) -> Graphs:
-    """Run every step once; keep every value in ``env``, and the local graphs that ``propagate`` goes back through."""
-    active, graphs = set(wanted), {}
-    for position, step in enumerate(program.steps):
-        values = tuple(step.read_host([env[slot] for slot in step.inputs]))
-        need = _need(step, values, active)
-        if step.operator.differentiable and any(need):
-            call = Call(step.node, step.call, {}, values, (), need)
-            graphs[position] = call.differentiate()
-            results = tuple(_detached(value) for value in graphs[position][1])
-        else:
-            results = step(*values)
-        for slot, value in zip(step.outputs, results, strict=False):
-            env[slot] = value
-            if position in graphs and carries_h(value):
-                active.add(slot)
-    return graphs
+Seeds = Callable[[Env], Mapping[int, Tensor]]
+"""From the values of a run: slot of an output -> a tensor of its shape."""
 
 
 def propagate(
     program: Program,
     env: Env,
-    seeds: Mapping[int, Tensor],
+    seeds: Mapping[int, Tensor] | Seeds,
     wanted: Iterable[int],
     *,
-    gradients: Mapping[int, Tensor] | None = None,
-    graphs: Graphs | None = None,
+    gradients: Mapping[int, Tensor] | Seeds | None = None,
+    outputs: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     estimated: set[str] | None = None,
-) -> dict[int, Tensor]:
-    """The diagonal second derivatives of the objective with respect to every value on the way to ``wanted``.
+) -> dict[int, Any]:
+    """The diagonal second derivatives of the objective with respect to the values in ``wanted``.
 
     Levenberg-Marquardt form: h_in[i] = sum_j (dy_j/dx_i)^2 h_out[j], summed over all uses of a value; with
-    ``gradients`` the full form, + sum_j d2y_j/dx_i^2 g_out[j] (see ``second.bend``).
+    ``gradients`` the full form, + sum_j d2y_j/dx_i^2 g_out[j] (see ``second.bend``). One forward and one backward pass,
+    which takes the memory of an ordinary one; two of each for the full form.
 
     Args:
-        env: the recorded values of a run (``Program.record`` or ``record_graphs``).
-        seeds: slot -> d2E/dy^2 of an output, of the output's shape.
-        wanted: slots whose h is asked for (weights, inputs).
-        gradients: slot -> dE/dy of an output.
-        graphs: those of the same run, for the same ``wanted``, so that no node runs twice; used up on the way.
+        env: where the program starts from (``Program.start``); filled with the values of ``wanted`` and of the outputs.
+        seeds: d2E/dy^2 of the outputs: slot -> a tensor of the output's shape, or what makes that from their values.
+        wanted: slots whose h is asked for (weights, inputs, values between).
+        gradients: dE/dy of the outputs, likewise.
+        outputs: the slots of the outputs, where ``seeds`` has yet to be called; the program's by default.
         generator: draws the probes where an operator has no rule of its own.
         estimated: receives the nodes whose rule was estimated.
 
     Returns:
-        slot -> h, of the value's shape, for every value that lies between ``wanted`` and ``seeds``; of a sequence a
-        list, with None where no second derivative arrives.
+        slot -> h, of the value's shape, for what the outputs depend on; of a sequence a list, with None where no
+        second derivative arrives.
 
     Raises:
         UsageError: the full form is asked for and a node has no second derivative in torch.
     """
-    active = set(wanted)
-    for step in program.steps:
-        if step.operator.differentiable and any(slot in active for slot in step.inputs):
-            active.update(slot for slot in step.outputs if carries_h(env[slot]))
-    h, g = dict(seeds), dict(gradients or {})
-    for position in reversed(range(len(program.steps))):
-        step = program.steps[position]
-        graph = None if graphs is None else graphs.pop(position, None)
-        h_out, g_out = [h.get(slot) for slot in step.outputs], [g.get(slot) for slot in step.outputs]
-        values = tuple(step.read_host([env[slot] for slot in step.inputs]))
-        need = _need(step, values, active)
-        arrives = any(value is not None for value in (*h_out, *g_out))
-        if not any(need) or not arrives or not step.operator.differentiable:
-            continue
-        results = tuple(env[slot] for slot in step.outputs)
-        call = Call(step.node, step.call, dict(step.attributes), values, results, need, generator, estimated, graph)
-        if any(value is not None for value in h_out):
-            _add(h, step, _rule(step, estimated)(call, h_out))
-        if any(value is not None for value in g_out):
-            _add(h, step, _bend(call, g_out))
-            _add(g, step, call.vjp(g_out))
+    wanted, recursion = tuple(dict.fromkeys(wanted)), Recursion(generator, estimated)
+    outputs = tuple(outputs or (program.outputs if callable(seeds) else seeds))
+    if gradients is not None:
+        recursion.slopes = iter(_slopes(program, list(env), gradients, wanted, outputs))
+    _run(program, env, wanted, outputs, recursion)
+    return _pull(env, seeds(env) if callable(seeds) else seeds, wanted)
+
+
+def _run(program: Program, env: Env, wanted: Sequence[int], outputs: Sequence[int], recursion: Recursion) -> None:
+    for slot in wanted:
+        env[slot] = own(env[slot].detach() if isinstance(env[slot], Tensor) else env[slot])
+    with torch.enable_grad():
+        run_by_rules(program, env, recursion, (*wanted, *outputs))
+
+
+def _slopes(program: Program, env: Env, gradients: Any, wanted: Sequence[int], outputs: Sequence[int]) -> list[tuple]:
+    """Of every part of a run, in its order, the gradients of the outputs."""
+    recursion = Recursion(noted=[])
+    _run(program, env, wanted, outputs, recursion)
+    ends = gradients(env) if callable(gradients) else gradients
+    targets = [value for part in recursion.noted for value in part if is_float(value) and value.requires_grad]
+    found = dict(zip(map(id, targets), _grad(env, ends, targets), strict=True))
+    return [tuple(found.get(id(value)) for value in part) for part in recursion.noted]
+
+
+def _pull(env: Env, ends: Mapping[int, Tensor], wanted: Sequence[int]) -> dict[int, Any]:
+    leaves = {slot: env[slot] if isinstance(env[slot], list) else [env[slot]] for slot in wanted}
+    targets = [leaf for each in leaves.values() for leaf in each if is_float(leaf)]
+    found = iter(_grad(env, ends, targets))
+    h = {}
+    for slot, each in leaves.items():
+        values = [next(found) if is_float(leaf) else None for leaf in each]
+        if any(value is not None for value in values):
+            h[slot] = values if isinstance(env[slot], list) else values[0]
     return h
 
 
-def _need(step: Step, values: Sequence[Any], active: set[int]) -> tuple[bool, ...]:
-    return tuple(slot in active and carries_h(value) for slot, value in zip(step.inputs, values, strict=True))
-
-
-def _rule(step: Step, estimated: set[str] | None):
-    if step.operator.second is None and estimated is not None:
-        estimated.add(step.node)
-    return step.operator.second or probes
-
-
-def _bend(call: Call, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    try:
-        return bend(call, gradients)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"node {call.node} has no second derivative ({reason}); use another --curvature") from error
-
-
-def _add(total: dict[int, Any], step: Step, found: Sequence[Any]) -> None:
-    for slot, value in zip(step.inputs, found, strict=False):
-        if value is not None:
-            total[slot] = _sum(total[slot], value) if slot in total else value
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_detached(item) for item in value]
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _sum(a: Any, b: Any) -> Any:
-    """The sum of two h, which of a sequence are lists with None where nothing arrives."""
-    if isinstance(a, list):
-        return [_sum(one, other) for one, other in zip(a, b, strict=True)]
-    return b if a is None else a if b is None else a + b
+def _grad(env: Env, ends: Mapping[int, Tensor], targets: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    pairs = [(env[slot], end) for slot, end in ends.items() if env[slot].requires_grad]
+    if not pairs or not targets:
+        return [None] * len(targets)
+    return torch.autograd.grad([y for y, _ in pairs], targets, [v.to(y) for y, v in pairs], allow_unused=True)

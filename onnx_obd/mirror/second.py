@@ -147,6 +147,12 @@ def _along(result: Tensor, leaf: Tensor, h: Tensor) -> Tensor | None:
     return torch.autograd.grad(result, leaf, h.to(result.dtype), retain_graph=True, allow_unused=True)[0]
 
 
+def unit(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Elementwise with slopes 0 or 1 in each operand: like a movement, unless an operand stands twice."""
+    twice = len({id(value) for value in call.inputs}) < len(call.inputs)
+    return elementwise(call, h) if twice else movement(call, h)
+
+
 def scaled_movement(coefficient: Callable[[Call], float]) -> SecondRule:
     """Like ``movement`` where every non-zero Jacobian entry is the same number c: h_in = c vjp(h_out)."""
 
@@ -206,6 +212,10 @@ def probes(call: Call, h: Sequence[Tensor | None], num_probes: int = 8) -> Seque
                     term = gradient.square() * (sign / num_probes)
                     total[position] = term if total[position] is None else total[position] + term
     return total
+
+
+BY_GRAPH: tuple[SecondRule, ...] = (unit, movement, elementwise, reduction, probes)
+"""The rules that go back through the graph of the node's own run, which is then recorded as it runs forward."""
 
 
 def bend(call: Call, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from onnx_obd.mirror.axes import ELEMENTWISE, Node
 from onnx_obd.mirror.registry import family, op
-from onnx_obd.mirror.second import elementwise, viewed
+from onnx_obd.mirror.second import elementwise, unit, viewed
 
 elementwise_op = family(second=elementwise, axes=ELEMENTWISE)
+unit_op = family(second=unit, axes=ELEMENTWISE)
 
 
-@elementwise_op("Relu", 1, 6, 13, 14, in_place=torch.relu_)
+@unit_op("Relu", 1, 6, 13, 14, in_place=torch.relu_)
 def relu(x):
     return torch.relu(x)
 
@@ -45,7 +46,7 @@ def prelu_6(x, slope):
     return prelu(*_slope_per_channel(x, slope))
 
 
-@elementwise_op("ThresholdedRelu", 1, 10, 22)
+@unit_op("ThresholdedRelu", 1, 10, 22)
 def thresholded_relu(x, *, alpha=1.0):
     return F.threshold(x, alpha, 0.0)
 
@@ -132,7 +133,7 @@ def erf(x):
     return torch.erf(x)
 
 
-@elementwise_op("Clip", 11, 12, 13)
+@unit_op("Clip", 11, 12, 13)
 def clip(x, minimum=None, maximum=None):
     if minimum is None and maximum is None:
         return x
@@ -146,12 +147,12 @@ _LOWEST = -3.4028234663852886e38
 """The least finite float32."""
 
 
-@elementwise_op("Clip", 6, in_place=lambda x, *, min=_LOWEST, max=-_LOWEST: torch.clamp_(x, min, max))
+@unit_op("Clip", 6, in_place=lambda x, *, min=_LOWEST, max=-_LOWEST: torch.clamp_(x, min, max))
 def clip_6(x, *, min=_LOWEST, max=-_LOWEST):
     return torch.clamp(x, min, max)
 
 
-@elementwise_op("Clip", 1)
+@unit_op("Clip", 1)
 def clip_1(x, *, min=None, max=None):
     return x if min is None and max is None else torch.clamp(x, min, max)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from onnx_obd.mirror.axes import ELEMENTWISE, aligned
-from onnx_obd.mirror.registry import family, op
-from onnx_obd.mirror.second import SecondRule, elementwise, viewed
+from onnx_obd.mirror.registry import op
+from onnx_obd.mirror.second import Call, SecondRule, elementwise, unit, viewed
 
 
 def align(a, b, *, axis=None, broadcast=0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,22 +38,53 @@ def binary(
     return register
 
 
-@binary("Add", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.add_)
+def _shaped(call: Call, *found: Callable[[], Tensor]) -> list[Tensor | None]:
+    """The h of the operands that are wanted, summed over the axes they were broadcast along."""
+    return [
+        make().sum_to_size(value.shape) if wanted else None
+        for make, value, wanted in zip(found, call.inputs, call.wanted, strict=True)
+    ]
+
+
+def _stands_twice(call: Call) -> bool:
+    return call.inputs[0] is call.inputs[1]
+
+
+def _sub_second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    return elementwise(call, h) if _stands_twice(call) else _shaped(call, lambda: h[0], lambda: h[0])
+
+
+def _mul_second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    if _stands_twice(call):
+        return elementwise(call, h)
+    a, b = call.inputs
+    return _shaped(call, lambda: h[0] * b.square(), lambda: h[0] * a.square())
+
+
+def _div_second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """y = a / b: the slopes are 1 / b and -y / b."""
+    if _stands_twice(call):
+        return elementwise(call, h)
+    b, y = call.inputs[1], call.outputs[0]
+    return _shaped(call, lambda: h[0] / b.square(), lambda: h[0] * (y / b).square())
+
+
+@binary("Add", 7, 13, 14, old=(1, 6), second=unit, in_place=torch.Tensor.add_)
 def add(a, b):
     return a + b
 
 
-@binary("Sub", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.sub_)
+@binary("Sub", 7, 13, 14, old=(1, 6), second=_sub_second, in_place=torch.Tensor.sub_)
 def sub(a, b):
     return a - b
 
 
-@binary("Mul", 7, 13, 14, old=(1, 6), second=elementwise, in_place=torch.Tensor.mul_)
+@binary("Mul", 7, 13, 14, old=(1, 6), second=_mul_second, in_place=torch.Tensor.mul_)
 def mul(a, b):
     return a * b
 
 
-@binary("Div", 7, 13, 14, old=(1, 6), second=elementwise)
+@binary("Div", 7, 13, 14, old=(1, 6), second=_div_second)
 def div(a, b):
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
@@ -77,24 +109,21 @@ def mod(a, b, *, fmod=0):
     return torch.fmod(a, b) if fmod else torch.remainder(a, b)
 
 
-variadic = family(second=elementwise, axes=ELEMENTWISE)
-
-
-@variadic("Max", 1, 6, 8, 12, 13)
+@op("Max", 1, 6, 8, 12, 13, second=unit, axes=ELEMENTWISE)
 def maximum(*data):
     return reduce(torch.maximum, data)
 
 
-@variadic("Min", 1, 6, 8, 12, 13)
+@op("Min", 1, 6, 8, 12, 13, second=unit, axes=ELEMENTWISE)
 def minimum(*data):
     return reduce(torch.minimum, data)
 
 
-@variadic("Sum", 1, 6, 8, 13)
+@op("Sum", 1, 6, 8, 13, second=unit, axes=ELEMENTWISE)
 def total(*data):
     return reduce(torch.add, data)
 
 
-@variadic("Mean", 1, 6, 8, 13)
+@op("Mean", 1, 6, 8, 13, second=elementwise, axes=ELEMENTWISE)
 def mean(*data):
     return reduce(torch.add, data) / len(data)

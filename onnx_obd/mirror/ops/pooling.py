@@ -133,7 +133,7 @@ def _lp_pool_second(call: Call, h):
         inside = _lp_windows(x, **call.attributes)
         elements = inside.detach().requires_grad_()
         norm = torch.linalg.vector_norm(elements, call.attributes.get("p", 2), dim=-1)
-    (slope,) = torch.autograd.grad(norm.sum(), elements)
+    (slope,) = torch.autograd.grad(norm, elements, torch.ones_like(norm))
     return torch.autograd.grad(inside, x, slope.square() * h[0].unsqueeze(-1))
 
 

@@ -39,7 +39,7 @@ def _through_float(kernel: Callable, x: torch.Tensor) -> torch.Tensor:
     return kernel(x) if x.is_floating_point() else kernel(x.double()).to(x.dtype)
 
 
-@reducing("ReduceSum", (1, 11), (13,))
+@reducing("ReduceSum", (1, 11), (13,), second=movement)
 def reduce_sum(x, dims, keepdim):
     return x.sum(dims, keepdim=keepdim, dtype=x.dtype)
 
