@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from onnx_obd.calibration.heads import random_normal
+from onnx_obd.calibration.heads import Columns, random_normal
 
 Target = tuple[Tensor, Tensor | None]
 """The original's output, and the labels."""
@@ -21,7 +21,7 @@ NUM_SIGNS = 16
 
 
 @dataclass(frozen=True)
-class CustomHead:
+class CustomHead(Columns):
     """loss = function(z, z₀, labels): a scalar, the mean over the samples of a batch, twice differentiable in z.
 
     z and z₀ are the first float output of the pruned and of the original model, labels a tensor or None. The Hessian

@@ -9,7 +9,7 @@ Solla 1989, section 2) then holds by construction, with no training and no label
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -39,6 +39,12 @@ class Head(Protocol):
     def factor(self, z: Tensor, target: Any, count: int, e: Tensor) -> Tensor:
         """S e for e of z's shape, where S Sᵀ = d2 loss / dz2 and S mixes no samples."""
 
+    def columns(self, z: Tensor, target: Any, count: int) -> Iterator[Tensor]:
+        """Vectors of z's shape, each with one column of S for every sample: their u uᵀ sum to d2 loss / dz2 exactly.
+
+        Samples stand on axis 0 of z.
+        """
+
     def draw(self, z: Tensor, target: Any, count: int, generator: torch.Generator) -> Tensor:
         """A gradient for labels sampled from what the model itself predicts: E[u uᵀ] = d2 loss / dz2 too."""
 
@@ -52,6 +58,16 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+class Columns:
+    """Every column of ``factor``, one for each element of a sample."""
+
+    def columns(self, z: Tensor, target: Any, count: int) -> Iterator[Tensor]:
+        for index in range(z.numel() // count):
+            e = torch.zeros(count, z.numel() // count, dtype=z.dtype, device=z.device)
+            e[:, index] = 1
+            yield self.factor(z, target, count, e.view(z.shape))
 
 
 def _as_rows(rows: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -99,6 +115,28 @@ class SoftmaxHead:
         p = torch.softmax(rows / self.temperature, -1)
         column = p.sqrt() * self.rows(e)
         return back((column - p * column.sum(-1, keepdim=True)) * self._scale(rows))
+
+    def columns(self, z: Tensor, target: Tensor, count: int) -> Iterator[Tensor]:
+        """diag(p) − p pᵀ has one column fewer than classes: its Cholesky factor in closed form.
+
+        Column k is √(p_k q_k / q_{k−1}) on the diagonal and −p_j / q_k times that below, with q_k = Σ_{j > k} p_j.
+
+        Source: Tanabe, Sagae 1992, "An exact Cholesky decomposition [...] of the variance-covariance matrix of the
+        multinomial distribution".
+        """
+        rows, back = _as_rows(self.rows, z)
+        p = torch.softmax(rows / self.temperature, -1)
+        rest = p.flip(-1).cumsum(-1).flip(-1)  # q_{k-1}
+        for k in range(p.shape[-1] - 1):
+            behind = rest[:, k + 1]
+            diagonal = (p[:, k] * behind / rest[:, k]).nan_to_num(0).sqrt()
+            column = -p * (diagonal / behind).nan_to_num(0, 0, 0)[:, None]
+            column[:, :k], column[:, k] = 0, diagonal
+            per_sample = (column * self._scale(rows)).unflatten(0, (count, -1))
+            for row in range(per_sample.shape[1]):
+                alone = torch.zeros_like(per_sample)
+                alone[:, row] = per_sample[:, row]
+                yield back(alone.flatten(0, 1))
 
     def draw(self, z: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
         rows, back = _as_rows(self.rows, z)
@@ -150,6 +188,11 @@ class ProbabilityHead:
     def factor(self, p: Tensor, target: Tensor, count: int, e: Tensor) -> Tensor:
         return self._logits.factor(self._log(p), target, count, e) * self._slope(p)
 
+    def columns(self, p: Tensor, target: Tensor, count: int) -> Iterator[Tensor]:
+        slope = self._slope(p)
+        for column in self._logits.columns(self._log(p), target, count):
+            yield column * slope
+
     def draw(self, p: Tensor, target: Tensor, count: int, generator: torch.Generator) -> Tensor:
         return self._logits.draw(self._log(p), target, count, generator) * self._slope(p)
 
@@ -161,7 +204,7 @@ class ProbabilityHead:
 
 
 @dataclass(frozen=True)
-class SigmoidHead:
+class SigmoidHead(Columns):
     """Softened Kullback-Leibler divergence of independent Bernoulli distributions with logits z.
 
     L = mean over elements of KL(t ‖ p),  p = σ(z / T);  H = diag(p (1 − p)) / T² divided by the elements.
@@ -198,7 +241,7 @@ class SigmoidHead:
 
 
 @dataclass(frozen=True)
-class SquaredHead:
+class SquaredHead(Columns):
     """Half the squared error, in units of the variance the output has over the samples.
 
     L = ½ · mean over elements of (z − t)² / variance;  H = 1 / (elements · variance), diagonal.

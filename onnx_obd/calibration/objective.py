@@ -71,12 +71,9 @@ class Objective:
         The samples must stand on axis 0 of the values.
         """
         for position, (head, z, target) in enumerate(zip(self.heads, values, targets, strict=True)):
-            for index in range(z.numel() // count):
-                e = torch.zeros(count, z.numel() // count, dtype=z.dtype, device=z.device)
-                e[:, index] = 1
-                column = [torch.zeros_like(value) for value in values]
-                column[position] = head.factor(z, target, count, e.view(z.shape))
-                yield column
+            others = [torch.zeros_like(value) for value in values]
+            for column in head.columns(z, target, count):
+                yield [*others[:position], column, *others[position + 1 :]]
 
     def draw(
         self, values: Sequence[Tensor], targets: Sequence[Any], count: int, generator: torch.Generator

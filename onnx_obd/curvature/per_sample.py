@@ -2,7 +2,9 @@
 
 The square of a batch's gradient is not the sum of its samples' squared gradients. So the batch runs forward and
 backward once, as far as the outputs of the nodes where a weight meets the data; from the inputs of such a node and the
-gradients of its outputs the gradient of each sample follows without another pass.
+gradients of its outputs the gradient of each sample follows without another pass. It is taken on the way back, as soon
+as the gradients of a node have arrived, so that nothing of them need be kept; or, where several directions go back
+together, for all of these at once.
 
 Where the samples lie in a value is found, not assumed (``sample_axes``). Where they cannot be told apart (time before
 batch and flattened, say), they go one by one.
@@ -10,23 +12,28 @@ batch and flattened, say), they go one by one.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from onnx_obd.calibration.measure import Batch, Calibration
 from onnx_obd.curvature.sample_axes import InseparableError, Layout, Meeting, find_layout
-from onnx_obd.mirror.program import Env
+from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.second import Call
 from onnx_obd.mirror.values import is_float
 
 CHUNK = 1 << 25
-"""Elements of per-sample gradients of one weight that stand in memory at once."""
+"""Elements of per-sample gradients of one weight that stand in memory at once, and of gradients of values."""
 
 Directions = Callable[[Sequence[Tensor], Batch], Iterable[Sequence[Tensor]]]
 """(values of the objective, batch) -> directions, each with a vector for every value, of its shape."""
+
+Squares = dict[str, Tensor]
 
 
 def mean_squares(
@@ -34,27 +41,29 @@ def mean_squares(
     names: Sequence[str],
     directions: Directions,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Tensor]:
+) -> Squares:
     """The mean over the samples n of sum over the directions u of (J_nᵀ u_n)², for every element of the weights.
 
     J_n is the Jacobian of the objective's values of one sample. ``directions`` are scaled for the mean over the batch:
     the sum of u uᵀ, within each sample, is the Hessian of the batch's mean loss.
     """
     mirror, outputs = calibration.mirror, calibration.objective.slots
-    total = {name: torch.zeros_like(mirror.weights[name].detach()) for name in names}
+    total: Squares = {}
     for done, batch in enumerate(calibration.batches):
+        root = (batch.count / calibration.num_samples) ** 0.5
         layout = find_layout(mirror, outputs, batch.inputs, batch.count, names)
-        with torch.enable_grad():
-            env = layout.plan.record(mirror.start(batch.inputs, layout.plan))
-        values = [env[slot] for slot in outputs]
+        run = _run_together(layout, mirror, batch) if batch.count > 1 else _run_alone(layout, mirror, batch)
         with torch.no_grad():
-            vectors = directions([value.detach() for value in values], batch)
-        for vector in vectors:
-            for name, squares in _squares(layout, env, values, vector).items():
-                total[name] += squares * (batch.count / calibration.num_samples)
+            vectors = directions([value.detach() for value in run.values], batch)
+        scaled = ([root * u for u in vector] for vector in vectors)
+        for columns, last in _stacked(scaled, run.columns_at_once()):
+            run.add_squares(columns, total, last)
         if progress:
             progress(done + 1, len(calibration.batches))
-    return total
+    for name in names:
+        if name not in total:
+            total[name] = torch.zeros_like(mirror.weights[name].detach())
+    return {name: total[name] for name in names}
 
 
 def probed_samples(calibration: Calibration, limit: int, names: Sequence[str]) -> Calibration:
@@ -74,124 +83,246 @@ def probed_samples(calibration: Calibration, limit: int, names: Sequence[str]) -
     return batched
 
 
-def _squares(layout: Layout, env: Env, values: Sequence[Tensor], vector: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Sum over the samples of (J_nᵀ u_n)² by weight; nothing for a weight that no gradient reaches."""
-    pairs = [(value, u) for value, u in zip(values, vector, strict=True) if value.requires_grad]
-    if not pairs:
-        return {}
-    if layout.count == 1:
-        weights = {name: env[slot] for name, slot in layout.weights.items()}
-        found = _gradients(pairs, list(weights.values()))
-        return {name: g.square() for name, g in zip(weights, found, strict=True) if g is not None}
-    slots = [slot for meeting in layout.meetings for slot in meeting.step.outputs]
-    slots = [slot for slot in slots if is_float(env[slot]) and env[slot].requires_grad]
-    gradients = dict(zip(slots, _gradients(pairs, [env[slot] for slot in slots]), strict=True))
-    squares = {}
+def _stacked(vectors: Iterable[Sequence[Tensor]], size: int) -> Iterator[tuple[list[Tensor], bool]]:
+    """Up to ``size`` directions side by side on a new first axis of each value; and whether they are the last."""
+    rest = iter(vectors)
+    following = list(itertools.islice(rest, size))
+    while following:
+        now, following = following, list(itertools.islice(rest, size))
+        yield [torch.stack(column) for column in zip(*now, strict=True)], not following
+
+
+def _add(total: Squares, name: str, squares: Tensor) -> None:
+    total[name] = total[name].add_(squares) if name in total else squares
+
+
+@dataclass
+class _Alone:
+    """A single sample that ran forward: the square of its gradient is what is asked for."""
+
+    values: list[Tensor]
+    weights: dict[str, Tensor]
+
+    def columns_at_once(self) -> int:
+        return 1
+
+    def add_squares(self, columns: Sequence[Tensor], total: Squares, last: bool) -> None:
+        pairs = [(value, column[0]) for value, column in zip(self.values, columns, strict=True) if value.requires_grad]
+        found = _gradients(pairs, list(self.weights.values()), last)
+        for name, gradient in zip(self.weights, found, strict=True):
+            if gradient is not None:
+                _add(total, name, gradient.square())
+
+
+def _run_alone(layout: Layout, mirror: Mirror, batch: Batch) -> _Alone:
+    env = mirror.start(batch.inputs, layout.plan)
+    weights = {}
+    for slot in mirror.weight_slots().values():
+        env[slot] = env[slot].detach()
     for name, slot in layout.weights.items():
-        uses = [meeting for meeting in layout.meetings if meeting.reached_from(slot)]
-        uses = [meeting for meeting in uses if any(gradients.get(s) is not None for s in meeting.step.outputs)]
-        if not uses:
-            continue
-        found = _by_rule(uses[0], slot, env, gradients, layout.count) if len(uses) == 1 else None
-        squares[name] = _by_gradients(layout, uses, slot, env, gradients) if found is None else found
-    return squares
+        weights[name] = env[slot] = env[slot].requires_grad_()
+    with torch.enable_grad():
+        return _Alone(list(layout.plan.finish(env)), weights)
 
 
-def _gradients(pairs: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Tensor]) -> Sequence[Tensor | None]:
+@dataclass
+class _Together:
+    """A batch that ran forward. ``inputs`` are the values that went into its meetings, ``outputs`` what came out.
+
+    The outputs are where gradients are taken; behind them, towards the weights, nothing was recorded but how values
+    are made of weights alone. ``waiting`` are the gradients of outputs, direction by direction, that are in hand.
+    """
+
+    layout: Layout
+    values: list[Tensor]
+    inputs: dict[int, Any]
+    outputs: dict[int, Tensor]
+    total: Squares = field(default_factory=dict)
+    waiting: dict[int, Sequence[Tensor]] = field(default_factory=dict)
+
+    def columns_at_once(self) -> int:
+        return max(1, CHUNK // max(1, sum(value.numel() for value in self.outputs.values())))
+
+    def add_squares(self, columns: Sequence[Tensor], total: Squares, last: bool) -> None:
+        pairs = [(value, u) for value, u in zip(self.values, columns, strict=True) if value.requires_grad]
+        if not pairs:
+            return
+        self.total = total
+        if len(pairs[0][1]) == 1:
+            self._take_on_the_way([(value, u[0]) for value, u in pairs], last)
+            return
+        targets, columns = list(self.outputs.values()), len(pairs[0][1])
+        found = [
+            _gradients([(value, u[number]) for value, u in pairs], targets, last and number == columns - 1)
+            for number in range(columns)
+        ]
+        for slot, gradients in zip(self.outputs, zip(*found, strict=True), strict=True):
+            if gradients[0] is not None:
+                self.waiting[slot] = gradients
+        for meeting in self.layout.meetings:
+            self._take(meeting.weights_once)
+        self._take(self.layout.used_often)
+        self.waiting = {}
+
+    def _take_on_the_way(self, pairs: Sequence[tuple[Tensor, Tensor]], last: bool) -> None:
+        """Go back once; what has arrived at a node is squared there and forgotten."""
+        handles = []
+        for meeting in self.layout.meetings:
+            slots = [slot for slot in meeting.step.outputs if slot in self.outputs]
+            outputs = [self.outputs[slot] for slot in slots]
+            handles.append(torch.autograd.graph.register_multi_grad_hook(outputs, self._arrived(meeting, slots)))
+        values, vectors = zip(*pairs, strict=True)
+        try:
+            torch.autograd.backward(values, vectors, retain_graph=not last)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._take(self.layout.used_often)
+        self.waiting = {}
+
+    def _arrived(self, meeting: Meeting, slots: Sequence[int]) -> Callable[[Sequence[Tensor | None]], None]:
+        def hook(gradients: Sequence[Tensor | None]) -> None:
+            found = {slot: (g,) for slot, g in zip(slots, gradients, strict=True) if g is not None}
+            self.waiting |= found
+            self._take(meeting.weights_once)
+            if not meeting.often:
+                for slot in found:
+                    del self.waiting[slot]
+
+        return hook
+
+    @torch.no_grad()
+    def _take(self, names: Iterable[str]) -> None:
+        """Add the squares for these weights, from the gradients that are waiting."""
+        for name in names:
+            slot = self.layout.weights[name]
+            uses = [m for m in self.layout.uses[name] if any(s in self.waiting for s in m.step.outputs)]
+            if uses:
+                found = self._by_rule(uses[0], slot) if len(uses) == 1 else None
+                _add(self.total, name, self._by_gradients(uses, slot) if found is None else found)
+
+    def _by_rule(self, meeting: Meeting, slot: int) -> Tensor | None:
+        """What the operator knows to be cheaper than making the gradients, for a weight that stands there as it is."""
+        step = meeting.step
+        positions = [i for i, source in enumerate(step.inputs) if slot in meeting.origins.get(source, ())]
+        if step.operator.sample_squares is None or [step.inputs[i] for i in positions] != [slot]:
+            return None
+        inputs = tuple(step.read_host([self.inputs[source] for source in step.inputs]))
+        wanted = tuple(position in positions for position in range(len(inputs)))
+        outputs = tuple(self.outputs[s].detach() if s in self.outputs else None for s in step.outputs)
+        call = Call(step.node, step.call, dict(step.attributes), inputs, outputs, wanted)
+        gradients = [self.waiting.get(s) for s in step.outputs]
+        found = step.operator.sample_squares(call, gradients, self.layout.count, self.layout.axes[step.outputs[0]])
+        return None if found is None else found[positions[0]]
+
+    def _by_gradients(self, uses: Sequence[Meeting], slot: int) -> Tensor:
+        """The gradients themselves, some samples at a time, summed over the uses before they are squared."""
+        weight = self.inputs[slot]
+        columns = len(next(iter(self.waiting.values())))
+        chunk = max(1, CHUNK // max(1, weight.numel()))
+        total = torch.zeros_like(weight.detach())
+        for column, start in itertools.product(range(columns), range(0, self.layout.count, chunk)):
+            samples = slice(start, min(start + chunk, self.layout.count))
+            parts: dict[int, Tensor] = {}
+            for meeting in uses:
+                for source, gradient in self._node_gradients(meeting, slot, column, samples).items():
+                    parts[source] = parts[source] + gradient if source in parts else gradient
+            if list(parts) == [slot]:
+                (gradient,) = parts.values()
+            else:  # back through the nodes that make values from weights alone
+                pairs = [(self.inputs[source], part) for source, part in parts.items()]
+                (gradient,) = _gradients(pairs, [weight], last=False, batched=True)
+            total += gradient.square().sum(0)
+        return total
+
+    def _node_gradients(self, meeting: Meeting, slot: int, column: int, samples: slice) -> dict[int, Tensor]:
+        """Gradients [samples, ...] of the values of one node that meet the data and are made of the weight."""
+        step, layout = meeting.step, self.layout
+        sources = [source for source, origins in meeting.origins.items() if slot in origins]
+        arguments, axes = [], []
+        for position, source in enumerate(step.inputs):
+            axis = None if source in meeting.origins else layout.axes.get(source)
+            value = meeting.host[position] if position in meeting.host else self.inputs[source]
+            value = value.detach() if isinstance(value, Tensor) else value
+            arguments.append(value if axis is None else _parted(value, axis, layout.count, samples))
+            axes.append(axis)
+        outputs = [(i, s) for i, s in enumerate(step.outputs) if s in self.waiting]
+        vectors = [_parted(self.waiting[s][column], layout.axes[s], layout.count, samples) for _, s in outputs]
+
+        def pull(values: Sequence, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            def run(*weights: Tensor) -> tuple[Tensor, ...]:
+                new = dict(zip(sources, weights, strict=True))
+                result = step.call(*(new.get(s, value) for s, value in zip(step.inputs, values, strict=True)))
+                result = result if isinstance(result, tuple) else (result,)
+                return tuple(result[i] for i, _ in outputs)
+
+            return torch.func.vjp(run, *(self.inputs[source].detach() for source in sources))[1](tuple(cotangents))
+
+        batched = [(i, value) for i, (value, axis) in enumerate(zip(arguments, axes, strict=True)) if axis is not None]
+
+        def one(parts: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            values = list(arguments)
+            for (i, _), part in zip(batched, parts, strict=True):
+                values[i] = part
+            return pull(values, cotangents)
+
+        found = _over_samples(
+            one,
+            [value for _, value in batched],
+            [axes[i] for i, _ in batched],
+            vectors,
+            [layout.axes[s] for _, s in outputs],
+        )
+        return dict(zip(sources, found, strict=True))
+
+
+def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> _Together:
+    """Forward; weights stand apart from the graph, and what they meet the data in begins it anew."""
+    env = mirror.start(batch.inputs, layout.plan)
+    for slot in mirror.weight_slots().values():
+        env[slot] = env[slot].detach()
+    for slot in layout.weights.values():
+        env[slot] = env[slot].requires_grad_()
+    run = _Together(layout, [], {slot: env[slot] for slot in layout.weights.values()}, {})
+    meetings = {id(meeting.step): meeting for meeting in layout.meetings}
+    with torch.enable_grad():
+        for step in layout.plan.steps:
+            meeting, values = meetings.get(id(step)), [env[slot] for slot in step.inputs]
+            if meeting is not None:
+                run.inputs.update(zip(step.inputs, values, strict=True))
+                values = [v.detach() if s in meeting.origins else v for s, v in zip(step.inputs, values, strict=True)]
+            for slot, value in zip(step.outputs, step(*values), strict=False):
+                if meeting is not None and is_float(value):
+                    run.outputs[slot] = value if value.requires_grad else _beginning(value)
+                env[slot] = run.outputs.get(slot, value)
+            for slot in step.release:
+                env[slot] = None
+    run.values = [env[slot].view_as(env[slot]) for slot in layout.plan.outputs]  # hooks do not see where a pass begins
+    return run
+
+
+def _beginning(value: Tensor) -> Tensor:
+    """A leaf that keeps no gradient: hooks take what arrives."""
+    leaf = value.detach().requires_grad_()
+    leaf.register_post_accumulate_grad_hook(_forget)
+    return leaf
+
+
+def _forget(leaf: Tensor) -> None:
+    leaf.grad = None
+
+
+def _gradients(
+    pairs: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Tensor], last: bool, batched: bool = False
+) -> Sequence[Tensor | None]:
+    if not pairs:
+        return [None] * len(targets)
     outputs, vectors = zip(*pairs, strict=True)
-    return torch.autograd.grad(outputs, targets, vectors, retain_graph=True, allow_unused=True)
-
-
-@torch.no_grad()
-def _by_rule(
-    meeting: Meeting, slot: int, env: Env, gradients: dict[int, Tensor | None], count: int
-) -> Tensor | None:
-    """What the operator knows to be cheaper than making the gradients, for a weight that is used once and as it is."""
-    step = meeting.step
-    positions = [i for i, source in enumerate(step.inputs) if slot in meeting.origins.get(source, ())]
-    if step.operator.sample_squares is None or [step.inputs[i] for i in positions] != [slot]:
-        return None
-    inputs = tuple(step.read_host([env[source] for source in step.inputs]))
-    wanted = tuple(position in positions for position in range(len(inputs)))
-    outputs = tuple(env[source] for source in step.outputs)
-    call = Call(step.node, step.call, dict(step.attributes), inputs, outputs, wanted)
-    found = step.operator.sample_squares(call, [gradients.get(s) for s in step.outputs], count)
-    return None if found is None else found[positions[0]]
-
-
-def _by_gradients(
-    layout: Layout, uses: Sequence[Meeting], slot: int, env: Env, gradients: dict[int, Tensor | None]
-) -> Tensor:
-    """The gradients themselves, some samples at a time, summed over the uses before they are squared."""
-    weight = env[slot]
-    chunk = max(1, CHUNK // max(1, weight.numel()))
-    total = torch.zeros_like(weight.detach())
-    for start in range(0, layout.count, chunk):
-        samples = slice(start, min(start + chunk, layout.count))
-        parts: dict[int, Tensor] = {}
-        for meeting in uses:
-            for source, gradient in _node_gradients(layout, meeting, slot, env, gradients, samples).items():
-                parts[source] = parts[source] + gradient if source in parts else gradient
-        if list(parts) == [slot]:
-            (gradient,) = parts.values()
-        else:  # back through the nodes that make values from weights alone
-            (gradient,) = torch.autograd.grad(
-                [env[source] for source in parts],
-                [weight],
-                list(parts.values()),
-                retain_graph=True,
-                is_grads_batched=True,
-            )
-        total += gradient.square().sum(0)
-    return total
-
-
-def _node_gradients(
-    layout: Layout,
-    meeting: Meeting,
-    slot: int,
-    env: Env,
-    gradients: dict[int, Tensor | None],
-    samples: slice,
-) -> dict[int, Tensor]:
-    """Gradients [samples, ...] of the values that meet the data in one node and come from the weight in ``slot``."""
-    step = meeting.step
-    sources = [source for source, origins in meeting.origins.items() if slot in origins]
-    arguments, axes = [], []
-    for position, source in enumerate(step.inputs):
-        axis = None if source in meeting.origins else layout.axes.get(source)
-        value = meeting.host[position] if position in meeting.host else env[source]
-        value = value.detach() if isinstance(value, Tensor) else value
-        arguments.append(value if axis is None else _parted(value, axis, layout.count, samples))
-        axes.append(axis)
-    outputs = [(i, s) for i, s in enumerate(step.outputs) if gradients.get(s) is not None]
-    vectors = [_parted(gradients[s], layout.axes[s], layout.count, samples) for _, s in outputs]
-
-    def pull(values: Sequence, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        def run(*weights: Tensor) -> tuple[Tensor, ...]:
-            new = dict(zip(sources, weights, strict=True))
-            result = step.call(*(new.get(source, value) for source, value in zip(step.inputs, values, strict=True)))
-            result = result if isinstance(result, tuple) else (result,)
-            return tuple(result[i] for i, _ in outputs)
-
-        return torch.func.vjp(run, *(env[source].detach() for source in sources))[1](tuple(cotangents))
-
-    batched = [(i, value) for i, (value, axis) in enumerate(zip(arguments, axes, strict=True)) if axis is not None]
-
-    def one(parts: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        values = list(arguments)
-        for (i, _), part in zip(batched, parts, strict=True):
-            values[i] = part
-        return pull(values, cotangents)
-
-    found = _over_samples(
-        one,
-        [value for _, value in batched],
-        [axes[i] for i, _ in batched],
-        vectors,
-        [layout.axes[s] for _, s in outputs],
-    )
-    return dict(zip(sources, found, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vmap says where it is slow
+        return torch.autograd.grad(
+            outputs, targets, vectors, retain_graph=not last, allow_unused=True, is_grads_batched=batched
+        )
 
 
 def _parted(value: Tensor, axis: int, count: int, samples: slice) -> Tensor:

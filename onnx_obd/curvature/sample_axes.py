@@ -7,7 +7,7 @@ batch's value. No operator needs to be known for that, and a graph that mixes sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,12 +30,15 @@ class Meeting:
     """A step where weights, or values made of weights alone, meet the data.
 
     ``origins``: those of its input slots, each with the weights it is made of. ``host``: the inputs read on the host,
-    by position, as they are for a single sample.
+    by position, as they are for a single sample. ``weights_once``: the weights, by name, that meet the data here and
+    nowhere else; ``often``: is there one that does so elsewhere too?
     """
 
     step: Step
     origins: Mapping[int, frozenset[int]]
     host: Mapping[int, Any]
+    weights_once: tuple[str, ...] = ()
+    often: bool = False
 
     def reached_from(self, weight: int) -> bool:
         return any(weight in origins for origins in self.origins.values())
@@ -45,7 +48,8 @@ class Meeting:
 class Layout:
     """Of a batch of ``count`` samples: its program, the meetings, and the sample axis of every value they touch.
 
-    A value whose axis is None is the same for all samples. ``weights``: name to slot.
+    A value whose axis is None is the same for all samples. ``weights``: name to slot. ``uses``: the meetings of each
+    weight, by name; ``used_often``: the names of those with several.
     """
 
     plan: Program
@@ -53,6 +57,8 @@ class Layout:
     weights: Mapping[str, int]
     meetings: tuple[Meeting, ...] = ()
     axes: Mapping[int, int | None] = field(default_factory=dict)
+    uses: Mapping[str, tuple[Meeting, ...]] = field(default_factory=dict)
+    used_often: tuple[str, ...] = ()
 
 
 _known: WeakKeyDictionary[Mirror, dict[tuple, Layout]] = WeakKeyDictionary()
@@ -93,7 +99,12 @@ def _find(
             axes[slot] = _axis(together[slot], first[slot], second[slot], count)
     meetings = tuple(_meetings(plan, single, first, set(weights.values()), axes))
     _check(mirror, meetings, together, axes)
-    return Layout(plan, count, weights, meetings, {slot: axis for slot, axis in axes.items() if axis != UNKNOWN})
+    counts = {name: sum(m.reached_from(slot) for m in meetings) for name, slot in weights.items()}
+    often = tuple(name for name, number in counts.items() if number > 1)
+    meetings = tuple(_with_names(m, {n: s for n, s in weights.items() if m.reached_from(s)}, often) for m in meetings)
+    uses = {name: tuple(m for m in meetings if m.reached_from(slot)) for name, slot in weights.items()}
+    known = {slot: axis for slot, axis in axes.items() if axis != UNKNOWN}
+    return Layout(plan, count, weights, meetings, known, uses, often)
 
 
 def _sample(value: Any, index: int, count: int) -> Any:
@@ -144,6 +155,11 @@ def _meetings(plan: Program, single: Program, first: Env, weights: set[int], axe
                 shared.update(step.outputs)
         elif made_of and step.operator.differentiable:
             yield Meeting(step, made_of, _host(step, alone, single, first))
+
+
+def _with_names(meeting: Meeting, weights: Mapping[str, int], often: Sequence[str]) -> Meeting:
+    once = tuple(name for name in weights if name not in often)
+    return replace(meeting, weights_once=once, often=len(once) < len(weights))
 
 
 def _host(step: Step, alone: Step, single: Program, first: Env) -> dict[int, Any]:

@@ -214,6 +214,55 @@ def probes(call: Call, h: Sequence[Tensor | None], num_probes: int = 8) -> Seque
     return total
 
 
+def broadcast_squares(
+    shape: torch.Size, gradients: Sequence[Tensor], slope: Tensor | None, count: int, axis: int
+) -> Tensor:
+    """Sum over directions and samples of the squared gradient of an operand that was broadcast, element by element.
+
+    Args:
+        shape: the operand's, aligned with the last axes of the output.
+        gradients: of the output, one for each direction.
+        slope: dy/dw, to broadcast against the output; 1 if None.
+        count, axis: so many samples stand along that axis of the output.
+    """
+    total = 0
+    for gradient in gradients:
+        gradient = gradient if slope is None else gradient * slope
+        aligned = (1,) * (gradient.dim() - len(shape)) + tuple(shape)
+        parted = gradient.unflatten(axis, (count, -1)).movedim(axis, 0)
+        shared = [d for d, size in enumerate(aligned, 1) if size == 1]
+        summed = parted.sum(shared, keepdim=True) if shared else parted
+        total = total + summed.square().sum(0)
+    return total.reshape(shape)
+
+
+def sum_of_squares(gradients: Sequence[Tensor]) -> Tensor:
+    total = gradients[0].square()
+    for gradient in gradients[1:]:
+        total.addcmul_(gradient, gradient)
+    return total
+
+
+def elementwise_sample_squares(
+    call: Call, gradients: Sequence[Sequence[Tensor] | None], count: int, axis: int
+) -> list[Tensor | None]:
+    """``sample_squares`` of an elementwise operator: the slope once, for all samples and columns."""
+    position = call.wanted.index(True)
+    values = [v.expand(call.outputs[0].shape) if i == position else v for i, v in enumerate(call.inputs)]
+    (slope,) = [found for found in call.vjp([torch.ones_like(call.outputs[0])], values) if found is not None]
+    found: list[Tensor | None] = [None] * len(call.inputs)
+    found[position] = broadcast_squares(call.inputs[position].shape, gradients[0], slope, count, axis)
+    return found
+
+
+def sum_sample_squares(
+    call: Call, gradients: Sequence[Sequence[Tensor] | None], count: int, axis: int
+) -> list[Tensor | None]:
+    """``sample_squares`` of sums and differences, whose slopes are 1 and -1."""
+    shapes = zip(call.inputs, call.wanted, strict=True)
+    return [broadcast_squares(x.shape, gradients[0], None, count, axis) if wanted else None for x, wanted in shapes]
+
+
 BY_GRAPH: tuple[SecondRule, ...] = (unit, movement, elementwise, reduction, probes)
 """The rules that go back through the graph of the node's own run, which is then recorded as it runs forward."""
 

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from onnx_obd.mirror.axes import ELEMENTWISE, aligned
 from onnx_obd.mirror.registry import op
-from onnx_obd.mirror.second import Call, SecondRule, elementwise, unit, viewed
+from onnx_obd.mirror.second import (
+    Call,
+    SecondRule,
+    elementwise,
+    elementwise_sample_squares,
+    sum_sample_squares,
+    unit,
+    viewed,
+)
 
 
 def align(a, b, *, axis=None, broadcast=0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,7 +31,7 @@ def align(a, b, *, axis=None, broadcast=0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def binary(
     name: str, *since: int, old: tuple[int, ...] = (), second: SecondRule | None = None,
-    in_place: Callable | None = None, **traits: Any,
+    squares: Callable = elementwise_sample_squares, in_place: Callable | None = None, **traits: Any,
 ) -> Callable[[Callable], Callable]:  # fmt: skip
     """Register f(A, B) for ``since``, and for the versions ``old``, which had the attributes axis and broadcast."""
 
@@ -33,7 +41,9 @@ def binary(
 
         if old:
             op(name, *old, second=second and viewed(align, second), axes=aligned, **traits)(with_axis)
-        return op(name, *since, second=second, axes=ELEMENTWISE, in_place=in_place, **traits)(function)
+        return op(
+            name, *since, second=second, sample_squares=squares, axes=ELEMENTWISE, in_place=in_place, **traits
+        )(function)
 
     return register
 
@@ -69,12 +79,14 @@ def _div_second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
     return _shaped(call, lambda: h[0] / b.square(), lambda: h[0] * (y / b).square())
 
 
-@binary("Add", 7, 13, 14, old=(1, 6), second=unit, in_place=torch.Tensor.add_)
+@binary("Add", 7, 13, 14, old=(1, 6), second=unit, squares=sum_sample_squares,
+        in_place=torch.Tensor.add_)  # fmt: skip
 def add(a, b):
     return a + b
 
 
-@binary("Sub", 7, 13, 14, old=(1, 6), second=_sub_second, in_place=torch.Tensor.sub_)
+@binary("Sub", 7, 13, 14, old=(1, 6), second=_sub_second, squares=sum_sample_squares,
+        in_place=torch.Tensor.sub_)  # fmt: skip
 def sub(a, b):
     return a - b
 

@@ -12,7 +12,7 @@ from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
 from onnx_obd.mirror.products import Product, row_bias, sliding_product
 from onnx_obd.mirror.registry import Ints, OutputCount, op
-from onnx_obd.mirror.second import Call, movement
+from onnx_obd.mirror.second import Call, movement, sum_of_squares
 
 LARGE_IMAGES = 1 << 15
 """Elements from which the time to change the memory layout is well spent."""
@@ -54,28 +54,55 @@ def _conv_geometry(x, w, attributes):
 IN_CACHE = 1 << 18
 """Elements of laid-out windows and of per-sample gradients to have in memory at once (measured: best about here)."""
 
+FEW_WEIGHTS = 1 << 10
+"""Up to so many weights and for a single column oneDNN takes longer to set up than to convolve."""
 
-def _conv_sample_squares(call: Call, gradients, count: int):
+
+def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
     """The gradient of a sample is a product of its output gradients and its windows; squared while still in cache."""
     (x, w), (g,), attributes = call.inputs[:2], gradients, call.attributes
-    if len(g) != count:
+    if axis != 0 or len(g[0]) != count:
         return None
     if call.wanted.index(True) == 2:
-        return None, None, g.flatten(2).sum(2).square().sum(0)
+        return None, None, sum_of_squares([each.flatten(2).sum(2) for each in g]).sum(0)
     begin, end, strides, dilations = _conv_geometry(x, w, attributes)
-    group, places = attributes.get("group", 1), math.prod(g.shape[2:])
-    x = F.pad(x, torch_pads(begin, end)).unflatten(1, (group, -1))
-    g = g.reshape(count, group, -1, places)
-    taps = math.prod(w.shape[1:])
-    chunk = max(1, IN_CACHE // max(w.numel(), group * taps * places))
-    squares = torch.zeros_like(w).view(group, -1, taps)
+    x, group = F.pad(x, torch_pads(begin, end)) if any((*begin, *end)) else x, attributes.get("group", 1)
+    fast = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
+    grouped = fast and (len(g) > 1 or w.numel() > FEW_WEIGHTS)
+    return None, (_squares_by_groups if grouped else _squares_by_windows)(x, w, g, strides, dilations, group)
+
+
+def _squares_by_groups(x, w, g, strides, dilations, group):
+    """Samples as groups of one convolution, whose kernel then has the gradient of each; columns as further channels."""
+    columns, shape = len(g), (group, len(w) // group)
+    chunk = max(1, IN_CACHE // (columns * w.numel()))
+    none, squares = (0,) * len(strides), torch.zeros_like(w)
+    for start in range(0, len(x), chunk):
+        images = x[start : start + chunk]
+        parts = len(images) * group
+        back = torch.cat([each[start : start + chunk].unflatten(1, shape) for each in g], 2)
+        kernel = w.new_empty(1).expand(parts * columns * shape[1], *w.shape[1:])
+        _, made, _ = _backward(
+            back.reshape(1, -1, *g[0].shape[2:]), images.reshape(1, -1, *x.shape[2:]), kernel, None, strides, none,
+            dilations, False, none, parts, [False, True, False],
+        )  # fmt: skip
+        squares += made.square_().view(-1, group, columns, shape[1], *w.shape[1:]).sum((0, 2)).view(w.shape)
+    return squares
+
+
+def _squares_by_windows(x, w, g, strides, dilations, group):
+    columns, shape, rank, taps = len(g), (group, len(w) // group), len(strides), math.prod(w.shape[1:])
+    places, count = math.prod(g[0].shape[2:]), len(x)
+    x = x.unflatten(1, (group, -1))
+    chunk = max(1, IN_CACHE // max(columns * w.numel(), group * taps * places))
+    squares = w.new_zeros(*shape, taps)
     for start in range(0, count, chunk):
         seen = windows(x[start : start + chunk].flatten(0, 1), w.shape[2:], strides, dilations)
-        rank = len(begin)
-        seen = seen.movedim(tuple(range(2, 2 + rank)), tuple(range(-rank, 0)))
-        gradient = g[start : start + chunk] @ seen.reshape(-1, group, taps, places).mT
-        squares += gradient.square_().sum(0) if len(gradient) > 1 else gradient[0].square_()
-    return None, squares.view(w.shape)
+        seen = seen.movedim(tuple(range(2, 2 + rank)), tuple(range(-rank, 0))).reshape(-1, group, taps, places)
+        back = torch.cat([each[start : start + chunk].flatten(2).unflatten(1, shape) for each in g], 2)
+        made = (back @ seen.mT).square_()
+        squares += made.view(-1, group, columns, *squares.shape[1:]).sum((0, 2))
+    return squares.view(w.shape)
 
 
 def _laid_out(x, w):

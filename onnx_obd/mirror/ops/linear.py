@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.products import Bias, Product, matrix_product, product_of_rows
 from onnx_obd.mirror.registry import op
-from onnx_obd.mirror.second import Call
+from onnx_obd.mirror.second import Call, sum_of_squares
 
 
 def _matmul_second(call: Call, h):
@@ -30,14 +31,42 @@ def _matmul_second(call: Call, h):
     return h_a, h_b
 
 
-def _matmul_sample_squares(call: Call, gradients, count: int):
-    """With one row (or column) per sample, one product of squares: the square of a product of two numbers."""
-    (g,), position = gradients, call.wanted.index(True)
-    w = call.inputs[position]
-    features = w.shape[-1] if position else w.shape[0]
-    if call.inputs[1 - position].dim() < 2 or w.dim() != 2 or g.numel() != count * features:
+def product_squares(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over directions and samples of (x[n]^T g[n])^2, for x [samples, rows, K] and g [samples, rows, M]: [K, M].
+
+    With one row it is a product of squares; else the gradients are made and squared while still in cache.
+    """
+    count, rows, width = gradients[0].shape
+    if rows == 1:
+        return x[:, 0].square().mT @ sum_of_squares(gradients)[:, 0]
+    chunk = max(1, IN_CACHE // (len(gradients) * x.shape[2] * width))
+    total = x.new_zeros(x.shape[2], width)
+    for start in range(0, count, chunk):
+        samples = slice(start, start + chunk)
+        made = (x[samples].mT @ torch.cat([g[samples] for g in gradients], -1)).square_()
+        total += made.unflatten(2, (-1, width)).sum((0, 2))
+    return total
+
+
+IN_CACHE = 1 << 18
+"""Elements of per-sample gradients to have in memory at once."""
+
+
+def _matmul_sample_squares(call: Call, gradients, count: int, axis: int):
+    """Of a matrix; samples stand on the first axis, or each is one row or column."""
+    (g,), position, (a, b) = gradients, call.wanted.index(True), call.inputs
+    w, data = (b, a) if position else (a, b)
+    if w.dim() != 2 or data.dim() < 2:
         return None
-    return _matmul_second(call, [g.square()])
+    if g[0].numel() == count * w.shape[1 if position else 0]:
+        return _matmul_second(call, [sum_of_squares(g)])
+    if axis != 0 or data.dim() != g[0].dim():
+        return None
+    if position:
+        rows = data.reshape(count, -1, w.shape[0])
+        return None, product_squares(rows, [each.reshape(count, -1, w.shape[1]) for each in g])
+    rows = data.mT.reshape(count, -1, w.shape[1])
+    return product_squares(rows, [each.mT.reshape(count, -1, w.shape[0]) for each in g]).mT, None
 
 
 def matmul_axes(node: Node) -> str:
@@ -75,13 +104,13 @@ def _gemm_second(call: Call, h):
     return found
 
 
-def _gemm_sample_squares(call: Call, gradients, count: int):
-    """As for MatMul; of c too where each sample meets an element of it once."""
+def _gemm_sample_squares(call: Call, gradients, count: int, axis: int):
+    """As for MatMul with one row per sample; of c too where each sample meets an element of it once."""
     (g,), position = gradients, call.wanted.index(True)
-    features = g.shape[0 if position == 0 else 1]
-    if g.numel() != count * features or (position == 2 and call.inputs[2].numel() != features):
+    features = g[0].shape[0 if position == 0 else 1]
+    if g[0].numel() != count * features or (position == 2 and call.inputs[2].numel() != features):
         return None
-    return _gemm_second(call, [g.square()])
+    return _gemm_second(call, [sum_of_squares(g)])
 
 
 def gemm_axes(node: Node) -> str:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from onnx_obd.mirror.axes import Node, along
 from onnx_obd.mirror.registry import DType, OutputCount, op
-from onnx_obd.mirror.second import Call
+from onnx_obd.mirror.second import Call, broadcast_squares
 
 
 def _standardise(x, dims, epsilon, centred=True):
@@ -116,13 +116,30 @@ def _batch_second(call: Call, h):
     return _shaped(call, (h_x, h_scale, h_bias, *(value * momentum**2 for value in h_running[:2])))
 
 
+def _batch_sample_squares(call: Call, gradients, count: int, axis: int):
+    """With given statistics every operand but x has one slope for each element of x."""
+    (g, *others), position, x = gradients, call.wanted.index(True), call.inputs[0]
+    if any(value is not None for value in others):
+        return None
+    scale, _, mean, var = (_per_channel(value, x) for value in call.inputs[1:])
+    sigma = (var + call.attributes.get("epsilon", 1e-5)).sqrt()
+    slopes = (
+        lambda: (x - mean) / sigma,
+        lambda: None,
+        lambda: -scale / sigma,
+        lambda: (x - mean) * scale / (-2 * sigma**3),
+    )
+    found = broadcast_squares(scale.shape, g, slopes[position - 1](), count, axis)
+    return [found.reshape(v.shape) if wanted else None for v, wanted in zip(call.inputs, call.wanted, strict=True)]
+
+
 def batch_axes(trained: bool) -> str:
     n = "_" if trained else "n"
     return f"{n} c _*, c, c, c, c -> {n} c _*, c, c, c, c"
 
 
 @op(
-    "BatchNormalization", 14, 15, second=_batch_second, constants=(3, 4),
+    "BatchNormalization", 14, 15, second=_batch_second, sample_squares=_batch_sample_squares, constants=(3, 4),
     axes=lambda node: batch_axes(node.get("training_mode")),
 )
 def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0,
@@ -133,7 +150,7 @@ def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9
 
 
 @op(
-    "BatchNormalization", 1, 6, 7, 9, second=_batch_second, constants=(3, 4),
+    "BatchNormalization", 1, 6, 7, 9, second=_batch_second, sample_squares=_batch_sample_squares, constants=(3, 4),
     axes=lambda node: batch_axes(len(node.outputs) > 1 and not node.get("is_test")),
 )
 def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0, momentum=0.9,
@@ -208,13 +225,27 @@ def _layer_arguments(call: Call):
     return x, scale, tuple(range(axis % x.dim(), x.dim()))
 
 
+def _layer_sample_squares(call: Call, gradients, count: int, axis: int):
+    """y = normal scale + bias."""
+    (g, *others), position = gradients, call.wanted.index(True)
+    if any(value is not None for value in others):
+        return None
+    x, _, dims = _layer_arguments(call)
+    slope = None
+    if position == 1:
+        slope, _, _ = _standardise(x, dims, call.attributes.get("epsilon", 1e-5))
+    found: list[torch.Tensor | None] = [None] * len(call.inputs)
+    found[position] = broadcast_squares(call.inputs[position].shape, g, slope, count, axis)
+    return found
+
+
 def layer_axes(node: Node) -> str:
     """Along ``axis`` and those after it."""
     own = along("axis", rest=True)(node)
     return f"{own}, _*, _* -> {own}, {own}, {own}"
 
 
-@op("LayerNormalization", 17, second=_layer_second, axes=layer_axes)
+@op("LayerNormalization", 17, second=_layer_second, sample_squares=_layer_sample_squares, axes=layer_axes)
 def layer_normalization(x, scale, bias=None, *, axis=-1, epsilon=1e-5, stash_type: DType = torch.float32,
                         outputs: OutputCount = 1):  # fmt: skip
     shape = x.shape[axis:]
