@@ -108,8 +108,11 @@ class Recursion:
         if not operator.differentiable:
             with torch.no_grad():
                 return function(*values)
-        if rule is movement or not _carries_gradient(values) or (rule is unit and _all_differ(values)):
+        if not _carries_gradient(values):
             return function(*values)
+        if rule is movement or (rule is unit and _all_differ(values)):
+            with self._one_part():  # of a movement the Jacobian is its own square
+                return function(*values)
         if rule is composite:
             with _Parts(self, node):
                 return function(*values)
@@ -187,7 +190,7 @@ class _Parts(TorchFunctionMode):
         if rule not in (None, movement) and _carries_gradient(args):
             run = partial(function, **keywords) if keywords else function
             return self.recursion.run_part(self.node, rule, run, {}, args)
-        result = function(*args, **keywords)  # of a movement the Jacobian is its own square
+        result = function(*args, **keywords)
         if rule is None and _carries_gradient((result,)):
             raise NotImplementedError(f"composite: no second-derivative rule for torch's '{name}'")
         return result
