@@ -63,8 +63,10 @@ def test_what_is_judged_on_the_way_is_repaired():
 
 
 def test_no_budget_leaves_nearly_everything():
-    best, _ = choose(made(loss_budget=0.0))
-    assert best.quality.loss <= 0 and best.plan.sparsity < 0.3
+    run = made(loss_budget=0.0)
+    original = run.held_back.loss()  # of the outputs against themselves: rounding
+    best, _ = choose(run)
+    assert best.quality.loss <= original < 1e-7 and best.plan.sparsity < 0.3
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])

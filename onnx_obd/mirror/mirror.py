@@ -183,7 +183,7 @@ class Mirror(nn.Module):
         if len(inputs) != len(self._compiled.program.inputs):
             names = list(self.input_names)
             raise DataError(f"the model takes {len(names)} inputs {names}, not {len(inputs)}")
-        return [*map(self._precision.value, inputs)]
+        return list(inputs) if self._precision.is_own else [*map(self._precision.value, inputs)]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Mirror:
         super()._apply(fn, recurse)

@@ -201,11 +201,10 @@ class Program:
         return outputs
 
     def _run_loop(self, loop: list[tuple], env: Env) -> tuple:
-        position = 0
+        position, value_of = 0, env.__getitem__
         try:
             for position, (call, ins, outs, read_host, release) in enumerate(loop):  # noqa: B007
-                values = [env[slot] for slot in ins]
-                result = call(*(read_host(values) if read_host else values))
+                result = call(*(read_host([*map(value_of, ins)]) if read_host else map(value_of, ins)))
                 if isinstance(result, tuple):
                     for slot, value in zip(outs, result, strict=False):
                         env[slot] = value

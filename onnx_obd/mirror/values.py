@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,11 @@ class Precision:
     def native(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of a model that ``dtype`` stands for; single precision before others."""
         return next((own for own in FLOAT_DTYPES if self.dtype(own) == dtype), dtype)
+
+    @cached_property
+    def is_own(self) -> bool:
+        """Is everything what and where the model says?"""
+        return not self.dtypes and self.device is None
 
     def value(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite, part
+from onnx_obd.mirror.ops import onednn
+from onnx_obd.mirror.ops.linear import linear
 from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
 from onnx_obd.mirror.products import Product, row_bias, sliding_product
 from onnx_obd.mirror.registry import Ints, OutputCount, op
@@ -118,16 +120,23 @@ def _laid_out(x, w):
     return channels_last(x) if x.numel() >= LARGE_IMAGES else x
 
 
-FEW_PRODUCTS = 1 << 20
-"""Multiplications for one image up to which oneDNN takes longer to set up than to convolve."""
+def _as_product(x, w, b, strides):
+    """The convolution as one matrix product, where that is what it is; None elsewhere.
 
-
-def _may_choose_kernel(x) -> bool:
-    """Whether one of torch's own kernels for images may be called, which torch.func has no rules for."""
-    return (
-        x.dim() == 4 and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
-    )  # fmt: skip
+    So it is if there is one window, or if the windows lie side by side (the patches of a vision transformer). Windows
+    of one element do too, but only in a layout in which they are rows already is that faster.
+    """
+    kernel, rank = w.shape[2:], w.dim() - 2
+    if x.shape[2:] == kernel:
+        return linear(x.flatten(1), w.flatten(1), b).view(len(x), -1, *[1] * rank)
+    if strides != kernel:
+        return None
+    if math.prod(kernel) > 1:
+        tiles = windows(x, kernel, kernel, (1,) * rank).movedim(1, 1 + rank)
+        return linear(tiles.flatten(1 + rank), w.flatten(1), b).movedim(-1, 1)
+    if x.stride(1) == 1 and onednn.multiplies(x, len(w)):
+        return onednn.linear(x.movedim(1, -1), w.flatten(1), b).movedim(-1, 1)
+    return None
 
 
 def conv_product(position, inputs, attributes) -> Product:
@@ -143,18 +152,21 @@ def conv_product(position, inputs, attributes) -> Product:
     product=conv_product,
 )  # fmt: skip
 def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None):
-    begin, end, strides, dilations = geometry(x.shape[2:], w.shape[2:], auto_pad, pads, strides, dilations)
+    kernel = w.shape[2:]
+    begin, end, strides, dilations = geometry(x.shape[2:], kernel, auto_pad, pads, strides, dilations)
     none = (0,) * len(begin)
     if begin != end:
         x, begin = F.pad(x, torch_pads(begin, end)), none
-    if group == 1 and x.shape[2:] == w.shape[2:] and not any(begin):  # one window is the whole image
-        return F.linear(x.flatten(1), w.flatten(1), b).view(len(x), -1, *[1] * len(begin))
-    if _may_choose_kernel(x):
-        if len(x) == group == max(dilations) == 1 and x[0, 0].numel() * w.numel() <= FEW_PRODUCTS * math.prod(strides):
-            return torch._C._nn.thnn_conv2d(x, w, w.shape[2:], b, strides, begin)
-        if torch.backends.mkldnn.is_available():
-            # torch.convolution leaves oneDNN out with one thread and a small kernel, however large the image
-            return torch.mkldnn_convolution(_laid_out(x, w), w, b, begin, strides, dilations, group)
+    by_onednn = x.dim() == 4 and onednn.applies(x)
+    if by_onednn and (len(x) > 1 or x.numel() >= LARGE_IMAGES):
+        x = channels_last(x)
+    if group == max(dilations) == 1 and not any(begin) and (y := _as_product(x, w, b, strides)) is not None:
+        return y
+    if by_onednn:
+        small = math.prod(x.shape[2:]) * w.numel() < onednn.MANY_PRODUCTS * math.prod(strides)
+        if small and len(x) == group == max(dilations) == 1:
+            return torch._C._nn.thnn_conv2d(x, w, kernel, b, strides, begin)
+        return onednn.convolution(x, w, b, strides, begin, dilations, group)
     return torch.convolution(_laid_out(x, w), w, b, strides, begin, dilations, False, none, group)
 
 

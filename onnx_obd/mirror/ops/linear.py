@@ -8,11 +8,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 from onnx_obd.mirror.axes import Node
+from onnx_obd.mirror.ops import onednn
 from onnx_obd.mirror.products import Bias, Product, matrix_product, product_of_rows
 from onnx_obd.mirror.registry import op
 from onnx_obd.mirror.second import Call, sum_of_squares
+
+
+def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+    """x W^T + b for W [out, in]."""
+    return onednn.linear(x, w, b) if onednn.multiplies(x, len(w)) else F.linear(x, w, b)
+
+
+def addmm(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """c + a b for matrices a and b; c broadcasts."""
+    return onednn.linear(a, b.mT).add_(c) if onednn.multiplies(a, b.shape[1]) else torch.addmm(c, a, b)
 
 
 def _matmul_second(call: Call, h):
@@ -83,6 +95,8 @@ def matmul(a, b):
     if not a.is_floating_point():  # torch multiplies signed integers on a CPU only; float64 is exact up to 2^53
         wide = torch.float64 if a.is_cuda else torch.int64
         return (a.to(wide) @ b.to(wide)).to(a.dtype)
+    if b.dim() == 2 and a.dim() > 1 and onednn.multiplies(a, b.shape[1]):
+        return onednn.linear(a, b.mT)
     return a @ b
 
 
@@ -145,15 +159,15 @@ def gemm_product(position, inputs, attributes) -> Product:
 )
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
-    b = b.mT if transB else b
     if not a.is_floating_point():
-        y = matmul(a, b) * int(alpha)
+        y = matmul(a, b.mT if transB else b) * int(alpha)
         return y if c is None else y + c * int(beta)
+    if alpha == beta == 1.0 and c is not None and c.shape == (b.shape[:1] if transB else b.shape[1:]):
+        return linear(a, b, c) if transB else addmm(c, a, b)
+    b = b.mT if transB else b
     if c is None:
-        y = a @ b
+        y = matmul(a, b)
         return y if alpha == 1.0 else alpha * y
-    if alpha == beta == 1.0:
-        return torch.addmm(c, a, b)  # reading two keywords takes torch longer than a small product
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from onnx_obd.errors import ModelError
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite
+from onnx_obd.mirror.ops import onednn
+from onnx_obd.mirror.ops.linear import addmm, linear
 from onnx_obd.mirror.ops.named_activations import Activation, named_activation
 from onnx_obd.mirror.products import Bias, Product, product_of_rows
 from onnx_obd.mirror.registry import Ints, family
@@ -75,10 +77,10 @@ class Layer:
     def project(self, d: int, rows: int | None = None) -> Tensor:
         """X W^T + Wb + Rb of a direction for all steps; Rb for the first ``rows`` of the gates only, if given."""
         if self.b is None:
-            return F.linear(self.x, self.w[d])
+            return linear(self.x, self.w[d])
         wb, rb = self.bias(d)
         rb = rb if rows is None else F.pad(rb[:rows], (0, len(rb) - rows))
-        return F.linear(self.x, self.w[d], wb + rb)
+        return linear(self.x, self.w[d], wb + rb)
 
     def loop(self, cells: Sequence[Cell], projections: Sequence[Tensor]) -> tuple:
         """Y, Y_h (and Y_c), one cell and one projection for each direction."""
@@ -102,6 +104,7 @@ class Layer:
         return (
             self.lengths is None
             and self.steps >= MIN_FUSED_STEPS
+            and not onednn.multiplies(self.states[0][0], self.r.shape[1])
             and not torch._C._are_functorch_transforms_active()
             and not torch._C._is_torch_function_mode_enabled()
         )
@@ -228,7 +231,7 @@ def rnn(
         return layer.fused(kernel, (0,))
 
     def cell(matrix: Tensor, f: Activation) -> Cell:
-        return lambda x, h: (f(torch.addmm(x, h, matrix)),)
+        return lambda x, h: (f(addmm(x, h, matrix)),)
 
     functions = layer_activations(1, len(r), activations, activation_alpha, activation_beta, clip)
     cells = [cell(matrix.t(), f) for matrix, (f,) in zip(r.unbind(), functions, strict=True)]
@@ -258,16 +261,16 @@ def gru(
 
     def cell(d: int, f: Activation, g: Activation) -> Cell:
         gates, candidate = r[d].split((2 * size, size))
-        gates, candidate = gates.t(), candidate.t()
-        bias = layer.bias(d)[1][2 * size :] if b is not None and linear_before_reset else 0.0
+        gates, by_columns = gates.t(), candidate.t()
+        bias = layer.bias(d)[1][2 * size :] if b is not None and linear_before_reset else None
 
         def step(x: Tensor, h: Tensor) -> tuple[Tensor]:
             x_gates, x_candidate = x.split((2 * size, size), 1)
-            update, reset = f(torch.addmm(x_gates, h, gates)).chunk(2, 1)
+            update, reset = f(addmm(x_gates, h, gates)).chunk(2, 1)
             if linear_before_reset:
-                new = g(x_candidate + reset * (h @ candidate + bias))
+                new = g(x_candidate + reset * linear(h, candidate, bias))
             else:
-                new = g(torch.addmm(x_candidate, reset * h, candidate))
+                new = g(addmm(x_candidate, reset * h, by_columns))
             return ((1 - update) * new + update * h,)
 
         return step
@@ -301,7 +304,7 @@ def lstm(
 
     def gates(d: int) -> Callable[[Tensor, Tensor], Tensor]:
         matrix = r[d].t()
-        return lambda x, h: torch.addmm(x, h, matrix)
+        return lambda x, h: addmm(x, h, matrix)
 
     # onnxruntime limits what enters the gates, not the cell state that enters h
     functions = layer_activations(3, len(r), names, activation_alpha, activation_beta, clip, clipped=2)
