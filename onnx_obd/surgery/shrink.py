@@ -35,6 +35,7 @@ def shrink(proto: onnx.ModelProto, units: UnitMap, removed: Collection[Unit]) ->
     """
     _check(units, removed)
     kept = units.kept(removed)
+    _check_what_is_left(units.trace, kept)
     if (step := broken((each for each in units.trace.steps if each.moves), kept)) is not None:
         raise CannotShrink(f"node {step.step.node} cannot do without all of this at once")
     edits = size_edits(units.trace, kept)
@@ -61,6 +62,16 @@ def _check(units: UnitMap, removed: Collection[Unit]) -> None:
             raise UsageError(f"all {len(members)} units of '{tensor}' would go; one at least must stay")
 
 
+def _check_what_is_left(trace: Trace, kept: Kept) -> None:
+    """Families that cross one another (groups and what is in them) may each keep a member, but no index of an axis."""
+    names = {number: name for name, number in trace.names.items()}
+    for value, axes in trace.axes.items():
+        for axis, mask in zip(axes, kept.value(value), strict=True):
+            if axis.length and not mask.any():
+                where = f"'{names[value]}'" if value in names else "a value inside a body or function"
+                raise UsageError(f"nothing would be left of an axis of {where}: too many units would go at once")
+
+
 # ---- stored tensors
 
 
@@ -73,8 +84,6 @@ def _cut_tensors(proto: onnx.ModelProto, units: UnitMap, kept: Kept, edits: Edit
         array = read_stored(target)
         for axis, mask in enumerate(masks):
             array = array.compress(mask, axis)
-            if not mask.any() and len(mask):
-                raise UsageError(f"nothing would be left of axis {axis} of a stored tensor")
         numbers = edits.stored.get(value)
         replace_tensor(target, array if numbers is None else numbers.astype(array.dtype))
 

@@ -15,7 +15,7 @@ from onnx_obd.surgery.shrink import shrink
 from onnx_obd.surgery.shrink_confirm import confirmed_units
 from onnx_obd.units.find import Unit, UnitMap
 from tests.surgery import networks_of_exporters, networks_of_sequences  # noqa: F401  (registers their networks)
-from tests.surgery.graphs import feeds_of
+from tests.surgery.graphs import Graph, feeds_of
 from tests.surgery.networks import NETWORKS
 from tests.surgery.oracle import run, some_of_each, zero_consumers
 
@@ -131,6 +131,20 @@ def test_refuses_to_empty_an_axis() -> None:
     family = units.families()[units.units[0].family]
     with pytest.raises(UsageError, match="one at least must stay"):
         shrink(model, units, family)
+
+
+def test_refuses_to_empty_an_axis_between_families() -> None:
+    """Two groups of two channels, of which the first of one and the second of the other go on."""
+    g = Graph()
+    y = g.op("Relu", g.conv(g.op("Relu", g.conv(g.input("x", "batch", 3, 8, 10), 3, 4)), 4, 4, group=2))
+    some = g.op("MaxPool", g.op("Gather", y, g.ints(0, 3), axis=1), kernel_shape=[1, 1])
+    model = g.model(g.pooled(g.op("Concat", y, some, axis=1), 6))
+    units = units_of(model)
+    (groups,) = (members for members in units.families().values() if members[0].kind == "group")
+    (channels,) = (m for m in units.families().values() if m[0].nodes == ("Conv #2",))
+    check(model, [groups[0], channels[0]], units)
+    with pytest.raises(UsageError, match="nothing would be left of an axis of"):
+        shrink(model, units, [groups[0], channels[1]])
 
 
 def test_refuses_units_of_another_model() -> None:
