@@ -7,8 +7,8 @@ operator; an operator that ONNX defines by a function body, compiled in its plac
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from onnx_obd.mirror.boundary import boundary, open_graphs
 from onnx_obd.mirror.integer_weights import IntegerWeight, find_integer_weights
 from onnx_obd.mirror.program import CallWithBodies, Program, Step
 from onnx_obd.mirror.registry import Operator, lookup
+from onnx_obd.mirror.scope import Builder, Scope
 from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, Precision, from_tensor_proto, to_torch
 
 _UNREACHABLE: Path = ("unreachable",)
@@ -57,85 +58,13 @@ def compile_model(proto: onnx.ModelProto, precision: Precision) -> Compiled:
     return _Compiler(proto, precision).compile()
 
 
-class _Builder:
-    """Collects the slots and steps of one program; ``parent`` is that of the graph around a body."""
-
-    def __init__(self, parent: _Builder | None = None):
-        self.parent = parent
-        self.size = 1  # slot 0: absent
-        self.stored = 0
-        self.steps: list[Step] = []
-        self.captures: dict[int, int] = {}  # slot in the parent -> slot here
-
-    def slot(self) -> int:
-        self.size += 1
-        return self.size - 1
-
-    def stored_slot(self) -> int:
-        """Of a stored tensor, in the root: counted downwards, until ``with_stored_last``."""
-        self.stored -= 1
-        return self.stored
-
-    def with_stored_last(self) -> Callable[[int], int]:
-        """Slots as they stay: tensors behind values, so that values keep theirs when a file gets one tensor more."""
-        before, self.size = self.size, self.size - self.stored
-
-        def slot(number: int) -> int:
-            return number if number >= 0 else before - 1 - number
-
-        def slots(numbers: Iterable[int]) -> tuple[int, ...]:
-            return tuple(map(slot, numbers))
-
-        self.steps = [replace(step, inputs=slots(step.inputs), outputs=slots(step.outputs)) for step in self.steps]
-        return slot
-
-    def capture(self, outer: int) -> int:
-        if outer == 0:
-            return 0
-        if outer not in self.captures:
-            self.captures[outer] = self.slot()
-        return self.captures[outer]
-
-    def from_root(self, slot: int) -> int:
-        return slot if self.parent is None else self.capture(self.parent.from_root(slot))
-
-
-@dataclass
-class _Scope:
-    """The names visible in one graph or function body."""
-
-    builder: _Builder
-    path: Path | None  # None inside a function body that ONNX itself defines
-    opsets: Mapping[str, int]
-    names: dict[str, int] = field(default_factory=dict)
-    elem_types: dict[str, int] = field(default_factory=dict)
-    attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
-    parent: _Scope | None = None
-    label: str = ""
-
-    def find(self, name: str) -> int | None:
-        if name in self.names:
-            return self.names[name]
-        if self.parent is None:
-            return None
-        outer = self.parent.find(name)
-        if outer is None:
-            return None
-        self.names[name] = outer if self.parent.builder is self.builder else self.builder.capture(outer)
-        return self.names[name]
-
-    def elem_type(self, name: str) -> int:
-        found = self.elem_types.get(name, 0)
-        return found or (self.parent.elem_type(name) if self.parent else 0)
-
-
 class _Compiler:
     def __init__(self, proto: onnx.ModelProto, precision: Precision):
         self.proto, self.precision = proto, precision
         self.weights = find_stored(proto)
         self.weight_at = {weight.path: name for name, weight in self.weights.items()}
         self.functions = {(f.domain, f.name, getattr(f, "overload", "")): i for i, f in enumerate(proto.functions)}
-        self.root = _Builder()
+        self.root = Builder()
         self.parameters: dict[str, int] = {}
         self.constants: dict[int, Any] = {}
         self.boundaries: list[str] = []
@@ -145,7 +74,7 @@ class _Compiler:
 
     def compile(self) -> Compiled:
         graph = self.proto.graph
-        scope = _Scope(self.root, (), {o.domain: o.version for o in self.proto.opset_import})
+        scope = Scope(self.root, (), {o.domain: o.version for o in self.proto.opset_import})
         names = tuple(value.name for value in graph_inputs(self.proto))
         inputs = [self._declare(scope, name) for name in names]
         self._graph(scope, graph)
@@ -189,13 +118,13 @@ class _Compiler:
 
     # ---- names
 
-    def _declare(self, scope: _Scope, name: str) -> int:
+    def _declare(self, scope: Scope, name: str) -> int:
         slot = scope.builder.slot()
         if name:
             scope.names[name] = slot
         return slot
 
-    def _read(self, scope: _Scope, name: str, where: str) -> int:
+    def _read(self, scope: Scope, name: str, where: str) -> int:
         if not name:
             return 0
         slot = scope.find(name)
@@ -205,7 +134,7 @@ class _Compiler:
 
     # ---- graphs
 
-    def _graph(self, scope: _Scope, graph: onnx.GraphProto) -> None:
+    def _graph(self, scope: Scope, graph: onnx.GraphProto) -> None:
         for value in (*graph.input, *graph.value_info, *graph.output):
             if value.type.HasField("tensor_type"):
                 scope.elem_types[value.name] = value.type.tensor_type.elem_type
@@ -216,7 +145,7 @@ class _Compiler:
                 scope.elem_types[name] = (tensor if kind == "initializer" else tensor.values).data_type
         self._nodes(scope, graph.node)
 
-    def _stored(self, scope: _Scope, path: Path, tensor: Any) -> int:
+    def _stored(self, scope: Scope, path: Path, tensor: Any) -> int:
         """The slot of a stored tensor: a parameter if it is a weight of floats, otherwise a constant."""
         name = self.weight_at.get(path)
         if self._is_float_weight(path):
@@ -234,11 +163,11 @@ class _Compiler:
             self.stored[self.parameters[weight]] = self.weights[weight].path
         return self.parameters[weight]
 
-    def _nodes(self, scope: _Scope, nodes: Any) -> None:
+    def _nodes(self, scope: Scope, nodes: Any) -> None:
         for index in run_order(nodes):
             self._node(scope, nodes[index], index)
 
-    def _node(self, scope: _Scope, node: onnx.NodeProto, index: int) -> None:
+    def _node(self, scope: Scope, node: onnx.NodeProto, index: int) -> None:
         label = scope.label + (f"{node.op_type} '{node.name}'" if node.name else f"{node.op_type} #{index}")
         stored = self._stored_in(scope, node, index)
         if stored is not None:
@@ -261,7 +190,7 @@ class _Compiler:
             return
         self._boundary(scope, node, label, index)
 
-    def _stored_in(self, scope: _Scope, node: onnx.NodeProto, index: int) -> Path | None:
+    def _stored_in(self, scope: Scope, node: onnx.NodeProto, index: int) -> Path | None:
         """Where the tensor stored in a node's own attribute (a Constant) is."""
         if scope.path is None or node.input:
             return None
@@ -270,7 +199,7 @@ class _Compiler:
 
     # ---- nodes
 
-    def _operator(self, scope: _Scope, node: onnx.NodeProto, label: str, index: int, operator: Operator) -> None:
+    def _operator(self, scope: Scope, node: onnx.NodeProto, label: str, index: int, operator: Operator) -> None:
         inputs = tuple(self._read(scope, name, f"node {label}") for name in node.input)
         attributes, bodies = {}, {}
         for attribute in self._attributes(scope, node):
@@ -304,7 +233,7 @@ class _Compiler:
         step = Step(label, operator, call, inputs, outputs, attributes, operator.host, tuple(bodies), path=path)
         scope.builder.steps.append(step)
 
-    def _attributes(self, scope: _Scope, node: onnx.NodeProto) -> list[AttributeProto]:
+    def _attributes(self, scope: Scope, node: onnx.NodeProto) -> list[AttributeProto]:
         """The node's attributes, those that refer to an attribute of the function around it replaced by its value."""
         found = []
         for attribute in node.attribute:
@@ -317,7 +246,7 @@ class _Compiler:
                 found.append(value)
         return found
 
-    def _resolved(self, scope: _Scope, node: onnx.NodeProto) -> onnx.NodeProto:
+    def _resolved(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node with no attribute that refers to the function around it."""
         own = onnx.NodeProto()
         own.CopyFrom(node)
@@ -347,11 +276,11 @@ class _Compiler:
                 return self.precision.value(to_torch(read_tensor(value)))
         return value
 
-    def _body(self, scope: _Scope, attribute: AttributeProto, index: int, label: str) -> tuple[Program, list[int]]:
+    def _body(self, scope: Scope, attribute: AttributeProto, index: int, label: str) -> tuple[Program, list[int]]:
         """Compile a graph attribute; the program and the slots around it that it captures."""
-        builder = _Builder(scope.builder)
+        builder = Builder(scope.builder)
         path = None if scope.path is None else (*scope.path, "node", index, attribute.name)
-        inner = _Scope(builder, path, scope.opsets, {}, {}, scope.attributes, scope, f"{label}/{attribute.name}/")
+        inner = Scope(builder, path, scope.opsets, {}, {}, scope.attributes, scope, f"{label}/{attribute.name}/")
         inputs = [self._declare(inner, value.name) for value in attribute.g.input]
         if path is None:
             inner.path = _UNREACHABLE  # constants of ONNX's own function bodies are nobody's weights
@@ -370,12 +299,12 @@ class _Compiler:
         shape = (0, *(dim.dim_value for dim in tensor.shape.dim))
         return self.precision.value(torch.empty(shape, dtype=TORCH_DTYPE[tensor.elem_type]))
 
-    def _inline(self, scope: _Scope, node: onnx.NodeProto, label: str, body: onnx.FunctionProto, path: Any) -> None:
+    def _inline(self, scope: Scope, node: onnx.NodeProto, label: str, body: onnx.FunctionProto, path: Any) -> None:
         """Compile a function body in the place of the node that calls it."""
         given = {attribute.name: attribute for attribute in self._attributes(scope, node)}
         defaults = {attribute.name: attribute for attribute in body.attribute_proto}
         opsets = {**scope.opsets, **{o.domain: o.version for o in body.opset_import}}
-        inner = _Scope(scope.builder, path, opsets, {}, {}, {**defaults, **given}, None, f"{label}/")
+        inner = Scope(scope.builder, path, opsets, {}, {}, {**defaults, **given}, None, f"{label}/")
         for position, name in enumerate(body.input):
             actual = node.input[position] if position < len(node.input) else ""
             inner.names[name] = self._read(scope, actual, f"node {label}")
@@ -385,7 +314,7 @@ class _Compiler:
             if actual:
                 scope.names[actual] = self._read(inner, name, f"function {body.name}")
 
-    def _boundary(self, scope: _Scope, node: onnx.NodeProto, label: str, index: int) -> None:
+    def _boundary(self, scope: Scope, node: onnx.NodeProto, label: str, index: int) -> None:
         path = None if scope.path is None else (*scope.path, "node", index)
         weights = {} if path is None else open_graphs(node, path, self._is_float_weight)
         names = tuple(reads(node))
@@ -405,7 +334,7 @@ class _Compiler:
         return path in self.weight_at and self.weights[self.weight_at[path]].elem_type in FLOAT_TYPES
 
 
-def _onnx_function(node: onnx.NodeProto, opset: int, scope: _Scope) -> onnx.FunctionProto | None:
+def _onnx_function(node: onnx.NodeProto, opset: int, scope: Scope) -> onnx.FunctionProto | None:
     """The body by which ONNX itself defines an operator, if it does."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
