@@ -180,3 +180,13 @@ def test_packed_projections(packed: str) -> None:
     y = g.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=heads)
     model = g.model(g.dense(y, heads * size, 3), imports={"com.microsoft": 1}, infer=False)
     assert [len(members) for members in found(model).families().values()] == [heads]
+
+
+def test_multiplications_shared_by_units_count_once() -> None:
+    """7 x 16, 16 x 12, 12 x 3: a neuron of the first kind and one of the second meet in one of the products."""
+    units = found(NETWORKS["mlp"][0]())
+    first, second = (members[0] for members in units.families().values())
+    assert units.macs == 7 * 16 + 16 * 12 + 12 * 3
+    assert units.macs_of([first]) == first.macs == 7 + 12 and units.macs_of([second]) == second.macs == 16 + 3
+    assert units.macs_of([first, second]) == 7 + 12 + 16 + 3 - 1
+    assert units.macs_of(units.units) == units.macs and units.macs_of([]) == 0
