@@ -29,6 +29,9 @@ from onnx_obd.surgery.compensate import accept
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from onnx_obd.surgery.surgeon import compensating_updates
 
+UNITS_ALONE = "units removed"
+"""What the variant is called from which nothing but units was removed."""
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -6,15 +6,12 @@ import math
 import time
 from collections.abc import Sequence
 
-from onnx_obd.candidates import Candidate, candidate, original_masks, prune_by, repair
+from onnx_obd.candidates import UNITS_ALONE, Candidate, candidate, original_masks, prune_by, repair
 from onnx_obd.errors import NumericalError
 from onnx_obd.goals import meets_goal, prune_towards
 from onnx_obd.records import Plan
 from onnx_obd.run import Run
 from onnx_obd.surgery.mask import restore
-
-UNITS_ALONE = "units removed"
-"""What the variant is called from which nothing but units was removed."""
 
 CONTROL = "magnitude"
 """What is always measured beside the chosen method."""

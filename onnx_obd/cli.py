@@ -16,6 +16,8 @@ from onnx_obd.errors import OnnxObdError
 from onnx_obd.options import VARIANTS
 from onnx_obd.plan.scope import SCOPES
 
+CPU = "CPUExecutionProvider"
+
 
 class MainOrCommand(click.Group):
     """``onnx-obd MODEL ...`` is the main job; the named sub-commands stand beside it."""
@@ -64,6 +66,8 @@ _prune_options = [
     click.option("-s", "--sparsity", type=float, help="Fraction of the weights to delete, in [0, 1); 0.5 by default."),
     click.option("--speedup", type=float, metavar="X", help="Remove whole units until it runs X times as fast."),
     click.option("--target-latency", metavar="3ms", help="The same by the time of one run."),
+    click.option("--remove-units", type=float, metavar="X", help="Instead: remove this fraction of all units."),
+    click.option("--keep-frontier", metavar="FOLDER", help="Keep the model of each step towards the speed there."),
     click.option("--max-drop", type=float, help="Instead: the fall of accuracy (or agreement) to allow, e.g. 0.01."),
     click.option("--loss-budget", type=float, help="Instead: the rise of the held-back loss to allow."),
     click.option("--target-size", metavar="SIZE", help="Instead: the size of the file to come below, e.g. 5MB."),
@@ -112,7 +116,9 @@ _prune_options = [
     click.option("--curvature-from", metavar="PATH", help="Use a curvature kept of this model and these samples."),
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--format", type=click.Choice(["auto", "dense", "sparse"]), default="auto", show_default=True),
+    click.option("--batch", type=int, default=1, show_default=True, help="Samples per run when timing."),
     click.option("--threads", type=int, default=1, show_default=True, help="Of onnxruntime when timing."),
+    click.option("--provider", default=CPU, show_default=True, help="Of onnxruntime when timing."),
     click.option("--benchmark/--no-benchmark", default=True, show_default=True, help="Time against the original."),
     click.option("--overwrite-input", is_flag=True, help="Allow the output to replace MODEL."),
     click.option("--json", "json_path", type=click.Path(path_type=Path), help="Report as JSON ('-': stdout)."),
@@ -253,6 +259,7 @@ def inspect(model: Path, units: bool, data: str | None, as_json: bool, verbose: 
 @click.option("--data", metavar="PATH", help="Samples to time with; random inputs without.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Samples per run.")
 @click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--provider", default=CPU, show_default=True, help="Execution provider of onnxruntime.")
 @click.option("--seconds", type=float, default=4.0, show_default=True, help="How long to measure.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -264,6 +271,7 @@ def bench(
     data: str | None,
     batch: int,
     threads: int,
+    provider: str,
     seconds: float,
     as_json: bool,
     quiet: bool,
@@ -274,7 +282,10 @@ def bench(
     from onnx_obd.progress import Progress
     from onnx_obd.report import render_latency, to_json
 
-    latency = run(original, other, data, batch=batch, threads=threads, seconds=seconds, progress=Progress(quiet=quiet))
+    progress = Progress(quiet=quiet)
+    latency = run(
+        original, other, data, batch=batch, threads=threads, provider=provider, seconds=seconds, progress=progress
+    )
     names = (str(original), str(other))
     click.echo(to_json(latency) if as_json else render_latency(latency, names))
 

@@ -12,7 +12,16 @@ from functools import partial
 from torch import Tensor
 
 from onnx_obd.calibration.quality import assess
-from onnx_obd.candidates import Candidate, candidate, losses, measured_round, original_masks, planned_rounds, rank
+from onnx_obd.candidates import (
+    UNITS_ALONE,
+    Candidate,
+    candidate,
+    losses,
+    measured_round,
+    original_masks,
+    planned_rounds,
+    rank,
+)
 from onnx_obd.errors import UsageError
 from onnx_obd.export import exported_size
 from onnx_obd.plan.elementwise import schedule
@@ -67,9 +76,12 @@ def prune_towards(run: Run, method: str, goal: Goal) -> Candidate:
 
 
 def meets_goal(run: Run, each: Candidate) -> bool:
-    """Is a candidate within the goal of the run, if there is one? The mirror is left with its weights."""
+    """Is a candidate within the goal of the run, if there is one? The mirror is left with its weights.
+
+    How many units go within a goal the search for them has settled; training does not change that.
+    """
     goal = run.options.goal
-    if goal is None:
+    if goal is None or each.quality.method.startswith(UNITS_ALONE):
         return True
     restore(run.mirror, each.weights)
     return _small_enough(run, goal) if goal.target_size is not None else goal.allows(each.quality, _original(run))

@@ -58,9 +58,14 @@ class Options:
         format: "auto", "dense" or "sparse" storage of the result.
         benchmark: time the result against the original.
         threads: of onnxruntime in the timing.
-        speedup: remove whole units until onnxruntime runs this many times as fast, at batch 1. Single weights are then
-            deleted only if a sparsity or another goal is given too.
+        batch: samples per run in the timing.
+        provider: onnxruntime's execution provider in the timing.
+        speedup: remove whole units until onnxruntime runs this many times as fast. With ``max_drop`` or
+            ``loss_budget``: as fast as these allow, this at most; the drop is then that of the accuracy, without labels
+            estimated (``calibration.expected_drop``). Single weights are deleted only if a sparsity is given too.
         target_latency: the same by the time of one run, such as "3ms" or "250us".
+        remove_units: instead, remove this fraction of all units.
+        keep_frontier: folder for the models on the way, one for each step.
     """
 
     sparsity: float | None = None
@@ -97,8 +102,12 @@ class Options:
     format: str = "auto"
     benchmark: bool = True
     threads: int = 1
+    batch: int = 1
+    provider: str = "CPUExecutionProvider"
     speedup: float | None = None
     target_latency: str | None = None
+    remove_units: float | None = None
+    keep_frontier: str | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is None:
@@ -111,7 +120,11 @@ class Options:
             (self.probe_samples >= 1, f"probe samples must be at least 1, not {self.probe_samples}"),
             (self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}"),
             (self.speedup is None or 1 < self.speedup < 1e3, f"speedup must be above 1, not {self.speedup}"),
-            (self.speedup is None or self.target_latency is None, "give only one of --speedup, --target-latency"),
+            (len(self._amounts) <= 1, f"give only one of {', '.join(self._amounts)}"),
+            (self.remove_units is None or 0 < self.remove_units < 1, f"a share is in (0, 1), not {self.remove_units}"),
+            (not self.keep_frontier or self.removes_units, "a frontier is of models without units: give --speedup"),
+            (not (self.resume and self.removes_units), "which units went depends on the clock: they cannot be resumed"),
+            (self.batch >= 1, f"the batch must be at least 1, not {self.batch}"),
             (self.threads >= 1, f"threads must be at least 1, not {self.threads}"),
             (self.recover_epochs >= 0 and self.retrain_epochs >= 0, "epochs must not be negative"),
             (0 <= self.recover_minutes < 1e6, f"minutes must not be negative, not {self.recover_minutes:g}"),
@@ -168,7 +181,12 @@ class Options:
 
     @property
     def removes_units(self) -> bool:
-        return self.speedup is not None or self.target_latency is not None
+        return bool(self._amounts)
+
+    @property
+    def _amounts(self) -> list[str]:
+        names = ("speedup", "target_latency", "remove_units")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
     @property
     def recovers(self) -> bool:

@@ -23,6 +23,7 @@ from onnx_obd.choice import choose
 from onnx_obd.errors import UsageError
 from onnx_obd.export import check_destination
 from onnx_obd.graph.load import load_model
+from onnx_obd.graph.session import CPU, check_provider
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.options import Options
 from onnx_obd.plan.selection import select_weights
@@ -63,6 +64,7 @@ def prune(
     """
     chosen = Options(**options)
     progress = progress or Progress(quiet=True)
+    check_provider(chosen.provider)
     destination = Path(output) if output is not None else default_output(Path(model))
     check_destination(Path(model), destination, overwrite_input=overwrite_input)
     source = load_model(model)
@@ -126,6 +128,7 @@ def bench(
     *,
     batch: int = 1,
     threads: int = 1,
+    provider: str = CPU,
     seconds: float = 4.0,
     image_options: ImageOptions | None = None,
     progress: Progress | None = None,
@@ -136,6 +139,7 @@ def bench(
         data: samples to run on; made-up ones (uniform in [0, 1), integers 0, open axes of length 1) if None.
         batch: samples per run.
         threads: onnxruntime's threads within an operator.
+        provider: onnxruntime's execution provider.
         seconds: how long to measure.
 
     Raises:
@@ -151,4 +155,6 @@ def bench(
     else:
         samples = load_samples(data, models[0], options=image_options, limit=max(batch, 8), model_path=Path(original))
     with progress.stage("timing") as report:
-        return measure_latency(*models, samples, batch=batch, threads=threads, seconds=seconds, progress=report)
+        return measure_latency(
+            *models, samples, batch=batch, threads=threads, provider=provider, seconds=seconds, progress=report
+        )

@@ -13,8 +13,7 @@ import onnx
 from onnx_obd._version import __version__
 from onnx_obd.calibration.quality import assess
 from onnx_obd.calibration.samples import Samples
-from onnx_obd.candidates import Candidate, nm_axes
-from onnx_obd.choice import UNITS_ALONE
+from onnx_obd.candidates import UNITS_ALONE, Candidate, nm_axes
 from onnx_obd.errors import ExportError
 from onnx_obd.export import ExportReport, export_model
 from onnx_obd.graph.weights import find_weights, write_weights
@@ -68,7 +67,16 @@ def finish(
     if run.options.benchmark:
         with run.progress.stage("timing") as report, run.timed("timing"):
             original = run.origin.model.proto
-            latency = measure_latency(original, pruned, samples, threads=run.options.threads, progress=report)
+            options = run.options
+            latency = measure_latency(
+                original,
+                pruned,
+                samples,
+                batch=options.batch,
+                threads=options.threads,
+                provider=options.provider,
+                progress=report,
+            )
     report = _report(run, best, candidates, written, dense, exported, latency, export_error)
     return Result(destination, replace(report, notes=(*report.notes, *pattern_note)))
 
@@ -135,6 +143,7 @@ def _report(
         sparsity_all_weights=zeros / total if total else 0.0,
         parameters=before,
         parameters_after=total if run.before is not None else None,
+        frontier=run.frontier,
         dense=dense,
         candidates=tuple(candidate.quality for candidate in candidates),
         exported=exported,
@@ -171,7 +180,7 @@ def _trust(rounds: Sequence[Round]) -> list[str]:
 
 def _notes(run: Run, best: Candidate, rounds: Sequence[Round]) -> tuple[str, ...]:
     notes = [*run.objective.notes, *run.notes]
-    if run.options.goal is not None:
+    if run.options.goal is not None and not best.quality.method.startswith(UNITS_ALONE):
         notes.append("the sparsity follows from the goal, measured on the held-back samples before repair and recovery")
     if run.mirror.boundaries:
         notes.append(f"run by onnxruntime, no gradient passes: {', '.join(run.mirror.boundaries)}")

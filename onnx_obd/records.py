@@ -204,6 +204,29 @@ class Latency:
     runs: int
     subnormal_weights: int = 0
     original_flushed: Interval | None = None
+    provider: str = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """A model on the way to a faster one: how fast it is, measured, and how good on the held-back samples.
+
+    ``units`` went from the original, ``parameters`` are left. ``speedup`` is original over this one at the batch,
+    number of threads and provider of the run. ``drop`` estimates the fall of the accuracy where there are no labels to
+    measure it (``calibration.expected_drop``). ``path``: where the model was kept.
+    """
+
+    units: int
+    parameters: int
+    milliseconds: float
+    speedup: Interval
+    loss: float
+    agreement: float | None
+    accuracy: float | None
+    drop: float | None
+    trained: bool = False
+    shipped: bool = False
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,4 +264,5 @@ class Report:
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
     parameters_after: int | None = None
+    frontier: tuple[FrontierPoint, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)

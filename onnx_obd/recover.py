@@ -53,9 +53,8 @@ def resume(run: Run) -> tuple[Candidate, list[Candidate]]:
 
 def _training(run: Run, best: Candidate) -> Training:
     options = run.options
-    recipe = Recipe(
-        options.recover_epochs or None, options.recover_minutes or None, options.learning_rate, options.seed
-    )
+    minutes = options.recover_minutes if run.minutes_left is None else run.minutes_left
+    recipe = Recipe(options.recover_epochs or None, minutes or None, options.learning_rate, options.seed)
     return Training(run.scoring, run.origin.original, best.plan.keep, recipe, teacher=run.origin.mirror)
 
 

@@ -24,7 +24,7 @@ from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.options import Options
 from onnx_obd.plan.selection import select_weights
 from onnx_obd.progress import Progress
-from onnx_obd.records import WeightSummary
+from onnx_obd.records import FrontierPoint, WeightSummary
 from onnx_obd.runtime.verify import compare_with_onnxruntime
 from onnx_obd.saliency import criteria_of
 from onnx_obd.surgery.mask import snapshot
@@ -42,7 +42,8 @@ class Run:
     """One model on one set of samples, ready to be pruned: what every stage works on.
 
     The mirror holds the original weights until a stage changes them; ``original`` is a copy. ``fitting`` and
-    ``acceptance`` are the two parts of ``scoring`` that a refit is fitted on and judged by.
+    ``acceptance`` are the two parts of ``scoring`` that a refit is fitted on and judged by. ``minutes_left`` of the
+    recovery are for the final training, if the search for units has spent some (None: all).
     """
 
     model: Model
@@ -63,6 +64,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     before: Run | None = None
     notes: tuple[str, ...] = ()
+    frontier: tuple[FrontierPoint, ...] = ()
+    minutes_left: float | None = None
 
     @property
     def origin(self) -> Run:

@@ -38,7 +38,7 @@ def assess(
     )
     agreement = accuracy = None
     head = objective.heads[0]
-    if isinstance(head, (SoftmaxHead, ProbabilityHead, SigmoidHead)) or _tell_apart([batch[0] for batch in originals]):
+    if isinstance(head, (SoftmaxHead, ProbabilityHead, SigmoidHead)) or tell_apart([batch[0] for batch in originals]):
         ours, theirs = (torch.cat([_classes(head, batch[0]) for batch in side]) for side in (values, originals))
         agreement = float((ours == theirs).double().mean())
         labels = [batch.labels for batch in calibration.batches]
@@ -63,7 +63,7 @@ def _classes(head: Head, z: Tensor) -> Tensor:
     return z.argmax(-1) if isinstance(head, SquaredHead) else head.rows(z).argmax(-1)
 
 
-def _tell_apart(outputs: Sequence[Tensor]) -> bool:
+def tell_apart(outputs: Sequence[Tensor]) -> bool:
     """Do unmarked outputs [N, C] act like a choice among C: is the largest not always the same?
 
     Then its agreement is worth reporting, whatever the objective.

@@ -10,26 +10,37 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
-from onnx_obd.errors import ModelError
+from onnx_obd.errors import ModelError, UsageError
 from onnx_obd.graph.external_data import move_to_external_data
 from onnx_obd.graph.tensors import stored_tensors
 
 _FATAL = 4  # onnxruntime's log severity: errors reach us as exceptions, so nothing less need be printed
 
 
+CPU = "CPUExecutionProvider"
+
+
+def check_provider(name: str) -> None:
+    """Raises UsageError if this onnxruntime has no such execution provider."""
+    if name not in (there := ort.get_available_providers()):
+        raise UsageError(f"this onnxruntime has no '{name}'; it has {', '.join(there)}")
+
+
 def open_session(
-    model: bytes | str | Path | onnx.ModelProto, *, threads: int = 1, optimize: bool = True
+    model: bytes | str | Path | onnx.ModelProto, *, threads: int = 1, optimize: bool = True, provider: str = CPU
 ) -> ort.InferenceSession:
-    """An onnxruntime session on the CPU for ``model``.
+    """An onnxruntime session for ``model``.
 
     Args:
         model: a file (external data beside it is found), its bytes, or a ModelProto that holds all its data.
         threads: threads within an operator; operators run one after another.
         optimize: apply onnxruntime's graph optimisations, as deployments do by default.
+        provider: the execution provider; nodes that it does not take run on the CPU.
 
     Raises:
         ModelError: onnxruntime refuses the model; the message is its own reason.
     """
+    check_provider(provider)
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
@@ -42,20 +53,20 @@ def open_session(
         try:
             model = model.SerializeToString()
         except EncodeError:  # more than 2 GiB
-            return _open_large(model, options)
-    return _open(str(model) if isinstance(model, Path) else model, options)
+            return _open_large(model, options, provider)
+    return _open(str(model) if isinstance(model, Path) else model, options, provider)
 
 
-def _open(model: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
+def _open(model: bytes | str, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
     try:
         # Its Python layer would answer a refusal by printing to standard output and trying once more.
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return ort.InferenceSession(model, options, providers=list(dict.fromkeys((provider, CPU))), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class
         where = f"{model}: " if isinstance(model, str) else ""
         raise ModelError(f"{where}onnxruntime refuses the model: {refusal(error)}") from error
 
 
-def _open_large(proto: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _open_large(proto: onnx.ModelProto, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
     """Opens a model too large for one protobuf message by way of a temporary file with external data."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = onnx.ModelProto()
@@ -65,7 +76,7 @@ def _open_large(proto: onnx.ModelProto, options: ort.SessionOptions) -> ort.Infe
             move_to_external_data(copy, keys, file, "weights")
         path = Path(folder) / "model.onnx"
         path.write_bytes(copy.SerializeToString())
-        return _open(str(path), options)
+        return _open(str(path), options, provider)
 
 
 def refusal(error: Exception) -> str:

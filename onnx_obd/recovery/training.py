@@ -43,7 +43,7 @@ PATIENCE = 0.4
 LEARNING_RATES = (2e-2, 5e-3, 1e-3, 3e-4)
 """Among these a trial decides: small dense networks take the first, deep ones of depthwise convolutions the last."""
 
-TRIAL = 8
+TRIAL = 24
 """Steps of a trial."""
 
 
@@ -209,9 +209,11 @@ class Training:
 
     def _trial(self, rate: float) -> float:
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        optimizer = self._optimizer()
-        for batches in _minibatches(self.train.batches, generator)[:TRIAL]:
-            self._step(optimizer, batches, LAYERWISE, rate, generator)
+        optimizer, steps = self._optimizer(), []
+        for number in range(TRIAL):
+            steps = steps or _minibatches(self.train.batches, generator)
+            # At a rate that does not fall the loss shows how it trembles, not how far it has come.
+            self._step(optimizer, steps.pop(), LAYERWISE, rate * _rate((number + 0.5) / TRIAL), generator)
         self._delete(1.0)
         try:
             return self.validation.loss()

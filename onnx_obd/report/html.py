@@ -15,6 +15,7 @@ from pathlib import Path
 from onnx_obd.atomic import write_atomically
 from onnx_obd.records import Report
 from onnx_obd.report import plots
+from onnx_obd.report.frontier import TITLES, frontier_note, frontier_plot, frontier_rows
 from onnx_obd.report.quantities import (
     MISSING,
     count,
@@ -67,6 +68,7 @@ def to_html(report: Report) -> str:
         _summary(report),
         _notes(report),
         _figures(report),
+        _frontier(report),
         _candidates(report),
         _rounds(report),
         _weights(report),
@@ -163,6 +165,7 @@ def _figures(report: Report) -> str:
     losses = plots.loss_plot(report.rounds, report.dense)
     agreement = plots.agreement_plot(report.candidates, report.shipped, report.num_held_back)
     figures = [
+        _figure("Latency against quality", frontier_plot(report.frontier), frontier_note(report)),
         _figure("Prediction", plots.prediction_plot(report.rounds), f"{verdict} {prediction}"),
         _figure("Loss against sparsity", losses, f"{report.method}; {report.objective}."),
         _figure("Candidates: loss", plots.candidate_loss_plot(report.candidates, report.shipped), "Lower is better."),
@@ -199,6 +202,14 @@ def _candidates(report: Report) -> str:
     samples = plural(report.num_held_back, "held-back sample")
     note = f'<p class="fine">On {_text(samples)}. {_text(shipped_because(report))}</p>'
     return _section("Candidates", _table(titles, rows, numeric=range(1, 7), classes=classes) + note) if rows else ""
+
+
+def _frontier(report: Report) -> str:
+    if len(report.frontier) < 2:
+        return ""
+    classes = ["shipped" if point.shipped else "" for point in report.frontier]
+    rows = _table(list(TITLES), frontier_rows(report), numeric=range(8), classes=classes)
+    return _section("On the way to the speed", rows + f'<p class="fine">{_text(frontier_note(report))}</p>')
 
 
 def _rounds(report: Report) -> str:

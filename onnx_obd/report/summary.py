@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from onnx_obd.graph.session import CPU
 from onnx_obd.records import Interval, Latency, Quality, Report, Round, WeightSummary
 from onnx_obd.report.quantities import (
     count,
@@ -113,9 +114,10 @@ def latency_verdict(speedup: Interval) -> str:
 
 def latency_conditions(latency: Latency) -> str:
     """How the latencies were measured."""
+    where = "" if latency.provider == CPU else f", {latency.provider}"
     return (
         f"{plural(latency.runs, 'run')} of each model, interleaved in one process; batch {latency.batch}, "
-        f"{plural(latency.threads, 'thread')}; medians with 95 % intervals."
+        f"{plural(latency.threads, 'thread')}{where}; medians with 95 % intervals."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnx_obd.records import Report, Round
+from onnx_obd.report.frontier import TITLES, frontier_note, frontier_rows
 from onnx_obd.report.layout import Column, Page, table
 from onnx_obd.report.quantities import duration, percent, plural, printable, shorten, significant
 from onnx_obd.report.summary import (
@@ -21,6 +22,8 @@ from onnx_obd.report.summary import (
 )
 
 MAX_CANDIDATES = 10
+DROPS = (3, 1, 2, None, 5, None, None, None)
+"""In this order columns of the frontier are left out where the terminal is narrow."""
 MAX_ROUNDS = 5
 
 
@@ -39,7 +42,7 @@ def render_table(
     lines += ["", *_before_after(page, report)]
     for remark in latency_remarks(report):
         lines += page.paragraph(printable(remark), dim=True)
-    lines += _candidates(page, report) + _prediction(page, report) + _unprunable(page, report)
+    lines += _frontier(page, report) + _candidates(page, report) + _prediction(page, report) + _unprunable(page, report)
     if report.notes:
         lines += page.heading("Notes")
         for note in report.notes:
@@ -70,6 +73,17 @@ def _before_after(page: Page, report: Report) -> list[str]:
         if position:  # line 0 is the heading; on narrow pages the remark goes below its row
             lines += page.paragraph(rows[position - 1][3], indent=4, dim=True)
     return lines
+
+
+def _frontier(page: Page, report: Report) -> list[str]:
+    if len(report.frontier) < 2:
+        return []
+    columns = [Column("", "<")] + [Column(title, drop=drop) for title, drop in zip(TITLES, DROPS, strict=True)]
+    marks = ["▸" if point.shipped else "*" if point.trained else "" for point in report.frontier]
+    rows = [[mark, *map(printable, row)] for mark, row in zip(marks, frontier_rows(report), strict=True)]
+    styles = [{"bold": True} if point.shipped else {} for point in report.frontier]
+    lines = page.heading("On the way to the speed")
+    return lines + table(page, columns, rows, styles=styles) + page.paragraph(frontier_note(report), dim=True)
 
 
 def _candidates(page: Page, report: Report) -> list[str]:

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_obd.errors import DataError, UsageError
-from onnx_obd.graph.session import open_session, refusal
+from onnx_obd.graph.session import CPU, open_session, refusal
 from onnx_obd.records import Interval, Latency
 from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 
@@ -41,6 +41,7 @@ def measure_latency(
     *,
     batch: int = 1,
     threads: int = 1,
+    provider: str = CPU,
     seconds: float = 4.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -58,6 +59,7 @@ def measure_latency(
         samples: what the models are run on.
         batch: samples per run.
         threads: onnxruntime's threads within an operator.
+        provider: onnxruntime's execution provider.
         seconds: how long to run the models; making sessions and warming up come on top.
         seed: of the orders.
         progress: told (percent done, 100) between sweeps.
@@ -66,7 +68,7 @@ def measure_latency(
         UsageError: fewer than ``batch`` samples of one shape, or a model that takes samples only one by one.
         ModelError, DataError: onnxruntime refuses a model or the samples.
     """
-    feed = _feed(samples, batch)
+    feed = timed_feed(samples, batch)
     subnormal = sum(count_subnormals(original).values())
     models = [original, pruned, *([flush_subnormals(original)] if subnormal else [])]
     rng = np.random.default_rng(seed)
@@ -74,7 +76,8 @@ def measure_latency(
     placements = 1
     while len(times) < placements:
         start = time.perf_counter()
-        sessions = {index: open_session(models[index], threads=threads) for index in rng.permutation(len(models))}
+        order = rng.permutation(len(models))
+        sessions = {index: open_session(models[index], threads=threads, provider=provider) for index in order}
         if not times:
             placements = PLACEMENTS if time.perf_counter() - start <= seconds / 2 else 1
             _try_out(sessions.values(), feed, samples.source)
@@ -88,6 +91,7 @@ def measure_latency(
         speedup=_over_placements([sweeps[:, 0] / sweeps[:, 1] for sweeps in times]),
         threads=threads,
         batch=batch,
+        provider=provider,
         runs=sum(map(len, times)),
         subnormal_weights=subnormal,
         original_flushed=_over_placements([1e3 * sweeps[:, 2] for sweeps in times]) if subnormal else None,
@@ -114,7 +118,8 @@ def _over_placements(values: Sequence[np.ndarray]) -> Interval:
     return median_interval(values[0] if len(values) == 1 else np.array([np.median(column) for column in values]))
 
 
-def _feed(samples: Samples, batch: int) -> Feed:
+def timed_feed(samples: Samples, batch: int) -> Feed:
+    """The first ``batch`` samples of one shape, as one run takes them."""
     if batch < 1:
         raise UsageError(f"the batch must be at least 1, not {batch}")
     if batch > 1 and not samples.batchable:

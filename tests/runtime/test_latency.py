@@ -151,7 +151,7 @@ def test_the_luck_of_a_session_is_part_of_the_interval(monkeypatch):
     luck = iter([0.8, 1.25, 0.9, 1.1, 1.0, 0.85, 1.2, 0.95, 1.05])
 
     class FakeSession:
-        def __init__(self, model: onnx.ModelProto, threads: int):
+        def __init__(self, model: onnx.ModelProto, threads: int, provider: str):
             self.seconds = 0.002 * next(luck) if model is pruned else 0.002
 
         def run(self, names: None, feed: dict[str, np.ndarray]) -> None:

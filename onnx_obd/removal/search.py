@@ -1,0 +1,273 @@
+"""The search for a faster model: steps along the cheapest microseconds, accepted by the clock and by the samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnx_obd.calibration.quality import assess
+from onnx_obd.errors import UsageError
+from onnx_obd.export import export_model
+from onnx_obd.plan.widths import Offer, choose_sizes
+from onnx_obd.records import FrontierPoint, Interval
+from onnx_obd.removal.thinning import Gone, Thinned, Thinning
+from onnx_obd.removal.time_of_sizes import TimeOfSizes
+from onnx_obd.run import Run
+from onnx_obd.runtime.latency import measure_latency
+
+STEP = 1.12
+"""How much faster one step makes the model; the curvature and the times are measured anew in each."""
+
+SMALLEST_STEP = 1.02
+"""A step that oversteps the drop is taken back and halved, down to this."""
+
+LEAST_GAIN = 1.01
+"""Less than this is no speed gained: the clock is no more certain."""
+
+PATIENCE = 3
+"""Steps in a row that may gain no speed until they are taken back."""
+
+ROUNDS = 8
+"""Steps in which a given share of the units goes; the curvature is estimated anew in each."""
+
+CLOCK_SECONDS = 1.0
+
+BETWEEN_STEPS = 0.7
+"""Share of the recovery's time that is spent during the search; the rest is for the model chosen."""
+
+PORTION = 0.125
+"""Of that, the most that one training takes, if how many there will be is not known."""
+
+
+WORTH_MORE = 0.95
+"""A training after which the loss is above this share of what it was is not followed by another."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state that was timed."""
+
+    state: Thinned
+    record: FrontierPoint
+
+    @property
+    def speed(self) -> float:
+        return self.record.speedup.median
+
+
+def remove_units(run: Run) -> Run:
+    """The run with a model from which the units went that ``run.options`` ask for, or that make it as fast as asked.
+
+    With ``remove_units`` that share of all units goes, those first whose removal costs least loss. Otherwise, in each
+    step, those go that cost least loss per microsecond gained (``units.saliency``, ``TimeOfSizes``, ``choose_sizes``);
+    what reads them is refitted, trained if minutes or epochs are given, and the model is timed interleaved with the
+    original. The search ends at the speed asked for, when no step gains speed any more, or when the smallest step would
+    exceed the drop allowed; then a note says so.
+
+    Raises:
+        ModelError: the model has no unit that can be removed.
+        UsageError: a drop is to be measured, but there are no classes.
+    """
+    search = Search(run)
+    if run.options.remove_units:
+        search.remove_share(run.options.remove_units)
+    else:
+        search.walk()
+    return search.result()
+
+
+class Search:
+    """Where the search has been (``points``), and what it may still spend."""
+
+    def __init__(self, run: Run):
+        self.run, self.options = run, run.options
+        self.thinning = Thinning(run)
+        self.times = TimeOfSizes(self.thinning)
+        self.minutes = BETWEEN_STEPS * self.options.recover_minutes
+        self.points: list[Point] = []
+        self.chosen: Point | None = None
+        self.missed = ""
+        self._tried: set[Gone] = set()
+
+    # ---- a given share
+
+    def remove_share(self, share: float) -> None:
+        """Remove that share of all units, one at least of every family staying."""
+        state, total = self.thinning.whole, len(self.thinning.units.units)
+        for number in range(1, ROUNDS + 1):
+            with self.run.progress.stage(f"removing units: round {number} of {ROUNDS}") as report:
+                losses = self.thinning.losses(state, report)
+                count = round(share * total * number / ROUNDS) - len(state.gone)
+                state = self.thinning.without(state, self._cheapest(state, losses, count))
+            if self.options.retrain_epochs:
+                state = self.thinning.trained(state, None, self.options.retrain_epochs)
+        self.chosen = self._timed(state)
+
+    def _cheapest(self, state: Thinned, losses: dict[int, float], count: int) -> list[int]:
+        left = {family: len(units) for family, units in self.thinning.left(state.gone).items()}
+        family_of = {unit.id: unit.family for unit in self.thinning.units.units}
+        going: list[int] = []
+        for unit in sorted(losses, key=losses.__getitem__):
+            if len(going) < count and left[family_of[unit]] > 1 and math.isfinite(losses[unit]):
+                left[family_of[unit]] -= 1
+                going.append(unit)
+        return going
+
+    # ---- a speed
+
+    def walk(self) -> None:
+        """Step by step to the speed asked for, or as far as the samples allow."""
+        here = self._timed(self.thinning.whole)
+        target, step, stalled = self._target(here), STEP, 0
+        self.chosen, why = here, "nothing that could still go saves time"
+        while self.chosen.speed < target:
+            aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
+            there = self._step(here, aim, target)
+            if there is None:
+                break
+            if objection := self._objection(there.state):
+                why, step = objection, math.sqrt(step)
+                if step < SMALLEST_STEP:
+                    break
+                continue
+            here = there
+            if there.speed >= LEAST_GAIN * self.chosen.speed:
+                self.chosen, stalled = there, 0
+            elif (stalled := stalled + 1) >= PATIENCE:
+                why = "the last steps made it no faster"
+                break
+        self.missed = "" if self.chosen.speed >= target else f"; {target:.2f}x was not reached: {why}"
+
+    def _target(self, whole: Point) -> float:
+        options = self.options
+        if options.target_milliseconds is None:
+            return options.speedup
+        return whole.record.milliseconds / options.target_milliseconds
+
+    def _step(self, here: Point, aim: float, target: float) -> Point | None:
+        """One step from a point, refitted, trained and timed; None if nothing is left to gain or to try."""
+        with self.run.progress.stage(f"removing units: {here.speed:.2f}x, towards {aim:.2f}x") as report:
+            going = self._going(here, aim, report)
+            if not going or here.state.gone | frozenset(going) in self._tried:
+                return None
+            self._tried.add(here.state.gone | frozenset(going))
+            state = self.thinning.without(here.state, going, report)
+        return self._timed(self._trained(state, target))
+
+    def _going(self, here: Point, aim: float, report) -> list[int]:
+        """The units that cost least loss per microsecond."""
+        losses = self.thinning.losses(here.state, report)
+        reference, gains = self.times.gains(here.state.gone, report)
+        left = self.thinning.left(here.state.gone)
+        offers = {family: Offer([losses[u.id] for u in units], gains[family]) for family, units in left.items()}
+        sizes = choose_sizes(offers, reference * (1 - here.speed / aim))
+        going: list[int] = []
+        for family, size in sizes.items():
+            ascending = sorted((unit.id for unit in left[family]), key=losses.__getitem__)
+            going += ascending[: len(ascending) - size]
+        return going
+
+    def _trained(self, state: Thinned, target: float) -> Thinned:
+        """Trained by a portion of the time there is; under a goal as many as are needed to meet it, while they help."""
+        options = self.options
+        if options.retrain_epochs:
+            state = self.thinning.trained(state, None, options.retrain_epochs)
+        steps = 1 / PORTION if options.goal else math.ceil(math.log(target) / math.log(STEP))
+        before = math.inf
+        while self.minutes > 0 and state.quality.loss < WORTH_MORE * before:
+            if options.goal and not self._objection(state):
+                break
+            portion, before = min(self.minutes, BETWEEN_STEPS * options.recover_minutes / steps), state.quality.loss
+            self.minutes -= portion
+            state = self.thinning.trained(state, portion)
+            if not options.goal:
+                break
+        return state
+
+    def _objection(self, state: Thinned) -> str:
+        """Why the smaller model may not pass, by the held-back samples; empty if it may."""
+        goal, now = self.options.goal, state.quality
+        if goal is not None and not self._allows(state):
+            return "more would exceed the drop allowed"
+        return "more would leave the outputs no better than a constant" if now.relative_error >= 1 else ""
+
+    def _allows(self, state: Thinned) -> bool:
+        goal, run = self.options.goal, self.run
+        before = assess(run.held_back, run.original_values, run.original_values, method="original", sparsity=0.0)
+        if goal.max_drop is None or before.accuracy is not None:
+            return goal.allows(state.quality, before)
+        if state.drop is None:
+            raise UsageError("--max-drop needs a classifier; for other outputs give --loss-budget")
+        return state.drop <= goal.max_drop
+
+    # ---- what came of it
+
+    def _timed(self, state: Thinned) -> Point:
+        """The state with its time, interleaved with the original, as a point of the frontier."""
+        run, options, quality = self.run, self.options, state.quality
+        proto = self.thinning.model(state.gone, state.weights)
+        if state.gone:
+            timed = measure_latency(
+                run.model.proto,
+                proto,
+                run.scoring.samples,
+                batch=options.batch,
+                threads=options.threads,
+                provider=options.provider,
+                seconds=CLOCK_SECONDS,
+            )
+            milliseconds, speedup = timed.pruned.median, timed.speedup
+        else:
+            milliseconds, speedup = self.times.gains(state.gone)[0] / 1e3, Interval(1.0, 1.0, 1.0)
+        record = FrontierPoint(
+            units=len(state.gone),
+            parameters=sum(weight.numel() for weight in self.thinning.mirror(state.gone).weights.values()),
+            milliseconds=milliseconds,
+            speedup=speedup,
+            loss=quality.loss,
+            agreement=quality.agreement,
+            accuracy=quality.accuracy,
+            drop=state.drop,
+            trained=state.trained,
+        )
+        if options.keep_frontier and state.gone:
+            record = replace(record, path=self._kept(record, proto))
+        self.points.append(Point(state, record))
+        return self.points[-1]
+
+    def _kept(self, record: FrontierPoint, proto) -> str:
+        folder, stem = Path(self.options.keep_frontier), Path(self.run.model.path or "model").stem
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{stem}-{len(self.points):02d}-{record.speedup.median:.2f}x.onnx"
+        export_model(replace(self.run.model, proto=proto), {}, path, format="dense")
+        return str(path)
+
+    def result(self) -> Run:
+        """The run with the model chosen; the frontier and a note go with it."""
+        run = self.thinning.run_of(self.chosen.state)
+        points = [replace(p.record, shipped=p is self.chosen) for p in self.points]
+        return replace(
+            run, notes=(*run.notes, self._note()), frontier=tuple(points), minutes_left=self._minutes_left()
+        )
+
+    def _minutes_left(self) -> float:
+        spent = BETWEEN_STEPS * self.options.recover_minutes - self.minutes
+        return self.options.recover_minutes - spent
+
+    def _note(self) -> str:
+        record = self.chosen.record
+        families = self.thinning.left(self.chosen.state.gone)
+        total = len(self.thinning.units.units)
+        parts = [
+            f"{self.thinning.families[family][0].kind} {len(units)} of {len(self.thinning.families[family])}"
+            for family, units in families.items()
+            if len(units) < len(self.thinning.families[family])
+        ]
+        return f"units removed: {record.units} of {total}; left: {_briefly(parts)}{self.missed}"
+
+
+def _briefly(parts: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return (", ".join(parts[:most]) + more) if parts else "all"

@@ -1,0 +1,203 @@
+"""One network with more and more of its units removed: at full size with masks, and as the smaller model.
+
+Refits take place at full size, where every node still has the original's outputs for target; training, time and quality
+are those of the smaller model.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import onnx
+from torch import Tensor
+
+from onnx_obd.calibration.expected_drop import expected_drop
+from onnx_obd.calibration.measure import Calibration, feeds
+from onnx_obd.calibration.quality import assess, head_values
+from onnx_obd.candidates import original_masks
+from onnx_obd.errors import ModelError
+from onnx_obd.graph.weights import write_weights
+from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.plan.selection import select_weights
+from onnx_obd.records import Quality
+from onnx_obd.recovery import Recipe, Training
+from onnx_obd.run import Run
+from onnx_obd.surgery.compensate import compensate
+from onnx_obd.surgery.mask import apply_masks, restore, snapshot
+from onnx_obd.surgery.removed import restore_survivors, unit_masks
+from onnx_obd.surgery.shrink import shrink
+from onnx_obd.surgery.shrink_confirm import confirmed_units
+from onnx_obd.units.find import Unit
+from onnx_obd.units.saliency import gate_saliency
+
+GATE_SAMPLES = 64
+"""Scoring samples from which the curvature of the gates is estimated."""
+
+RIDGES = (0.01, 0.1, 1.0)
+"""Of the refit of the consumers: of many survivors few samples determine little."""
+
+REFIT_SECONDS = 60.0
+"""A refit of the whole network takes about as long at most: of large networks fewer samples are used."""
+
+Gone = frozenset[int]
+"""The ids of the removed units."""
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """The network without some units: their ids, all its weights at full size, and what is measured held back.
+
+    ``drop`` is the estimated fall of the accuracy, None for outputs that are no classes.
+    """
+
+    gone: Gone
+    weights: Mapping[str, Tensor]
+    quality: Quality
+    drop: float | None
+    trained: bool = False
+
+
+class Thinning:
+    """What can be done to the units of the run's model. The run's mirror is the network at full size.
+
+    Raises:
+        ModelError: the model has no unit that can be removed.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        with run.progress.stage("looking for units"):
+            first = feeds(run.mirror, run.scoring.samples.subset([0]), 1)[0][0]
+            self.units = confirmed_units(run.mirror, first)
+        if not self.units.units:
+            raise ModelError("no unit of this model can be removed; 'onnx-obd inspect --units' says why")
+        self.families = self.units.families()
+        self.learning_rate = run.options.learning_rate
+        self.whole = self._told(frozenset(), run.mirror, False)
+
+    def left(self, gone: Gone) -> dict[int, list[Unit]]:
+        """The units that are still there, by family."""
+        return {family: [unit for unit in members if unit.id not in gone] for family, members in self.families.items()}
+
+    def losses(self, state: Thinned, progress: Callable[[int, int], None] | None = None) -> dict[int, float]:
+        """For every unit left: what the loss rises by without it."""
+        run = self.run
+        restore(run.mirror, state.weights)
+        samples = run.scoring.samples
+        step = max(1, len(samples) // GATE_SAMPLES)
+        some = samples.subset(range(0, len(samples), step)[:GATE_SAMPLES])
+        there = [unit for unit in self.units.units if unit.id not in state.gone]
+        found = gate_saliency(run.mirror, run.objective, some, there, seed=run.options.seed, progress=progress)
+        return {unit.id: loss for unit, loss in zip(there, found.tolist(), strict=True)}
+
+    def without(
+        self, state: Thinned, more: Collection[int], progress: Callable[[int, int], None] | None = None
+    ) -> Thinned:
+        """Further units removed, and what read them refitted (``--no-repair``: not) to what it computed originally."""
+        run, gone = self.run, state.gone | frozenset(more)
+        restore(run.mirror, state.weights)
+        keep = unit_masks(run.mirror, self._removed(gone), original_masks(run))
+        apply_masks(run.mirror, keep)
+        if run.options.repair:
+            operands, _ = run.operands
+            fitting, acceptance = self._refit_samples
+            with run.timed("repair"):
+                compensate(
+                    fitting,
+                    acceptance,
+                    operands,
+                    run.original,
+                    keep,
+                    ridges=RIDGES,
+                    seed=run.options.seed,
+                    progress=progress,
+                )
+        return self._told(gone, self.mirror(gone), state.trained)
+
+    def trained(self, state: Thinned, minutes: float | None, epochs: int | None = None) -> Thinned:
+        """What is left trained towards the original's outputs; as it was if that does not lower the loss."""
+        run = self.run
+        restore(run.mirror, state.weights)
+        small = self.mirror(state.gone)
+        recipe = Recipe(epochs, minutes, self.learning_rate, run.options.seed)
+        with run.progress.stage("removing units: training") as report, run.timed("training"):
+            training = Training(run.scoring.on(small), run.original, {}, recipe, teacher=run.mirror)
+            self.learning_rate = training.run(report).learning_rate
+        restore_survivors(run.mirror, self.units, self._removed(state.gone), small.weights)
+        return self._told(state.gone, small, True)
+
+    def model(self, gone: Gone, weights: Mapping[str, Tensor] | None = None) -> onnx.ModelProto:
+        """The smaller model, with the mirror's present weights or others."""
+        if weights is not None:
+            restore(self.run.mirror, weights)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.run.model.proto)
+        write_weights(proto, self.run.mirror.state())
+        return shrink(proto, self.units, self._removed(gone)) if gone else proto
+
+    def shape(self, gone: Gone) -> onnx.ModelProto:
+        """The smaller model with some weights: enough to time it."""
+        return shrink(self.run.model.proto, self.units, self._removed(gone)) if gone else self.run.model.proto
+
+    def mirror(self, gone: Gone) -> Mirror:
+        return Mirror(self.model(gone))
+
+    def run_of(self, state: Thinned) -> Run:
+        """The run with the smaller model; what its outputs are compared with stays what the original gave."""
+        run, proto = self.run, self.model(state.gone, state.weights)
+        restore(run.mirror, run.original)
+        mirror = Mirror(proto)
+        options = run.options
+        weights = select_weights(
+            mirror,
+            run.objective.slots,
+            include=options.include,
+            exclude=options.exclude,
+            prune_biases=options.prune_biases,
+        )
+        parts = ("scoring", "fitting", "acceptance", "held_back", "probed")
+        return replace(
+            run,
+            model=replace(run.model, proto=proto),
+            mirror=mirror,
+            weights=weights,
+            original=snapshot(mirror),
+            before=run,
+            **{part: getattr(run, part).on(mirror) for part in parts},
+        )
+
+    def _removed(self, gone: Gone) -> list[Unit]:
+        return [unit for unit in self.units.units if unit.id in gone]
+
+    def _told(self, gone: Gone, mirror: Mirror, trained: bool) -> Thinned:
+        """The state that the mirror at full size is in, judged by the smaller one's held-back outputs."""
+        run = self.run
+        values = head_values(run.held_back.on(mirror))
+        quality = assess(run.held_back, values, run.original_values, method="units removed", sparsity=0.0)
+        drop = expected_drop(run.objective.heads[0], values, run.original_values)
+        return Thinned(gone, snapshot(run.mirror), quality, drop, trained)
+
+    @cached_property
+    def _refit_samples(self) -> tuple[Calibration, Calibration]:
+        """To fit on and to accept by: as many batches as the time allows."""
+        run = self.run
+        start = time.perf_counter()
+        run.acceptance.loss()
+        each = (time.perf_counter() - start) / run.acceptance.num_samples
+        nodes = max(1, len(run.operands[0]))
+        wanted = REFIT_SECONDS / (nodes * each)  # sample runs for each node
+        for_all = len(RIDGES) * run.acceptance.num_samples + 2 * run.fitting.num_samples
+        share = min(1.0, wanted / for_all)
+        return _some_batches(run.fitting, share), _some_batches(run.acceptance, share)
+
+
+def _some_batches(calibration: Calibration, share: float) -> Calibration:
+    some = copy.copy(calibration)
+    some.batches = calibration.batches[: max(1, round(share * len(calibration.batches)))]
+    some.num_samples = sum(batch.count for batch in some.batches)
+    return some
+

@@ -1,0 +1,82 @@
+"""What onnxruntime gains when a family of units gets smaller, learned from the clock and kept for the run.
+
+Per family and not per node: a family's units go through several nodes, which onnxruntime fuses with others, pads to
+what its kernels like and lays out anew, so that the sum of node times is not the time of the model. A family that saves
+nothing (its nodes are small, the time is elsewhere) is seen to save nothing. Times of two families do not add up (a
+Conv costs the product of its channels), so they are measured anew from every state that is worth going on from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import onnx
+
+from onnx_obd.removal.thinning import Gone, Thinning
+from onnx_obd.runtime.latency import timed_feed
+from onnx_obd.runtime.variants import time_variants
+
+SHARES = (0.75, 0.5, 0.875, 0.25, 0.9375)
+"""Of a family, how much is kept in the trials; with many families only the first of these."""
+
+SECONDS_EACH = 0.12
+"""For the timing of one variant."""
+
+MOST_VARIANTS = 64
+"""Timed in one go."""
+
+MULTIPLES = ((64, 16), (32, 8), (16, 4), (0, 1))
+"""Of a family of at least so many, multiples of so many are tried: kernels pad to such sizes."""
+
+
+def sizes_to_try(count: int, shares: int) -> list[int]:
+    """Numbers of units to keep, of ``count``: fewer, at least one, what vector kernels like."""
+    multiple = next(multiple for least, multiple in MULTIPLES if count >= least)
+    sizes = {max(1, -(-round(share * count) // multiple) * multiple) for share in SHARES[:shares]}
+    return sorted(size for size in sizes if size < count)
+
+
+class TimeOfSizes:
+    """Microseconds gained by removing units of one family, measured once for every state."""
+
+    def __init__(self, thinning: Thinning):
+        self.thinning, self.options = thinning, thinning.run.options
+        self.feed = timed_feed(thinning.run.scoring.samples, self.options.batch)
+        self._known: dict[tuple[int, ...], tuple[float, dict[int, dict[int, float]]]] = {}
+
+    def gains(
+        self, gone: Gone, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[float, dict[int, dict[int, float]]]:
+        """Microseconds of one run without ``gone``, and family -> units left -> microseconds less than that."""
+        left = self.thinning.left(gone)
+        key = tuple(len(units) for units in left.values())
+        if key not in self._known:
+            self._known[key] = self._measured(gone, progress)
+        return self._known[key]
+
+    def _measured(
+        self, gone: Gone, progress: Callable[[int, int], None] | None
+    ) -> tuple[float, dict[int, dict[int, float]]]:
+        thinning, left = self.thinning, self.thinning.left(gone)
+        shares = max(1, min(len(SHARES), MOST_VARIANTS // max(1, len(left))))
+        trials = [(family, size) for family, units in left.items() for size in sizes_to_try(len(units), shares)]
+        makes = [partial(self._variant, gone, family, size) for family, size in trials]
+        reference, times = time_variants(
+            thinning.shape(gone),
+            makes,
+            self.feed,
+            threads=self.options.threads,
+            provider=self.options.provider,
+            seconds_each=SECONDS_EACH,
+            progress=progress,
+        )
+        found: dict[int, dict[int, float]] = {family: {} for family in left}
+        for (family, size), microseconds in zip(trials, times, strict=True):
+            found[family][size] = reference - microseconds
+        return reference, found
+
+    def _variant(self, gone: Gone, family: int, size: int) -> onnx.ModelProto:
+        """As if the last of a family had gone: which of them go does not matter to the clock."""
+        units = self.thinning.left(gone)[family]
+        return self.thinning.shape(gone | {unit.id for unit in units[size:]})

@@ -1,0 +1,66 @@
+"""Many variants of one model timed against it: what each would gain, learned from the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import onnx
+
+from onnx_obd.calibration.samples import Feed
+from onnx_obd.graph.session import CPU, open_session
+from onnx_obd.runtime.latency import time_sweeps
+
+TOGETHER = 8
+"""Variants whose sessions are open at once."""
+
+PLACEMENTS = 3
+"""How often the sessions are made anew: where its memory lies changes the speed of each by several per cent."""
+
+
+def time_variants(
+    reference: onnx.ModelProto,
+    variants: Sequence[Callable[[], onnx.ModelProto]],
+    feed: Feed,
+    *,
+    threads: int = 1,
+    provider: str = CPU,
+    seconds_each: float = 0.12,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[float, list[float]]:
+    """Microseconds of one run: of the reference, and of each variant as its median ratio to the reference times that.
+
+    With onnxruntime's default optimisations, each variant next to the reference, so that the machine's moods meet both
+    alike. What is told is the median over placements of the medians over sweeps.
+
+    Args:
+        variants: made when their turn comes, a few at a time.
+        feed: one run's inputs.
+        seconds_each: how long to run each, over all placements.
+    """
+    rng = np.random.default_rng(seed)
+    times, ratios = [], []
+    for start in range(0, len(variants), TOGETHER):
+        protos = [reference, *(make() for make in variants[start : start + TOGETHER])]
+        for_placements, placements = [], 1
+        while len(for_placements) < placements:
+            begin = time.perf_counter()
+            sessions = {i: open_session(protos[i], threads=threads, provider=provider) for i in _order(rng, protos)}
+            opening = time.perf_counter() - begin
+            if not for_placements:
+                placements = PLACEMENTS if opening <= seconds_each * len(protos) else 1
+            runs = [partial(sessions[index].run, None, feed) for index in range(len(protos))]
+            for_placements.append(time_sweeps(runs, seconds_each * len(protos) / placements, rng, min_sweeps=4))
+        times += [np.median(sweeps[:, 0]) for sweeps in for_placements]
+        ratios += np.median([np.median(t[:, 1:] / t[:, :1], axis=0) for t in for_placements], axis=0).tolist()
+        if progress:
+            progress(min(start + TOGETHER, len(variants)), len(variants))
+    base = 1e6 * float(np.median(times)) if times else 0.0
+    return base, [base * ratio for ratio in ratios]
+
+
+def _order(rng: np.random.Generator, protos: Sequence[onnx.ModelProto]) -> list[int]:
+    return rng.permutation(len(protos)).tolist()

@@ -1,0 +1,93 @@
+"""One network with units removed: what is said of it is what onnxruntime computes without them."""
+
+import numpy as np
+import pytest
+import torch
+
+from onnx_obd.calibration.quality import assess, head_values
+from onnx_obd.errors import ModelError
+from onnx_obd.graph.session import open_session
+from onnx_obd.recovery import training
+from onnx_obd.removal import thinning as module
+from onnx_obd.removal.thinning import Thinning
+from tests.removal.networks import inputs, prepared
+
+
+def outputs(proto):
+    return open_session(proto).run(None, {"x": inputs()})[0]
+
+
+def full_size(run, state):
+    """The mirror of the whole network in that state, on all samples."""
+    for name, value in state.weights.items():
+        run.mirror.weights[name].data.copy_(value)
+    with torch.no_grad():
+        return run.mirror(torch.from_numpy(inputs())).numpy()
+
+
+def test_at_full_size_and_smaller_it_is_the_same_network(tmp_path):
+    run = prepared(tmp_path)
+    thinning = Thinning(run)
+    some = [unit.id for unit in thinning.units.units][::3]
+    state = thinning.without(thinning.whole, some)
+    state = thinning.without(state, [unit.id for unit in thinning.units.units][1::9])
+    assert state.gone == set(some) | {unit.id for unit in thinning.units.units[1::9]}
+    expected = outputs(thinning.model(state.gone, state.weights))
+    np.testing.assert_allclose(full_size(run, state), expected, rtol=1e-4, atol=1e-5)
+    smaller = thinning.run_of(state)
+    quality = assess(
+        smaller.held_back, head_values(smaller.held_back), run.original_values, method="", sparsity=0.0
+    )
+    assert quality.loss == pytest.approx(state.quality.loss)
+    np.testing.assert_allclose(full_size(run, thinning.whole), outputs(run.model.proto), rtol=1e-4, atol=1e-5)
+
+
+def test_what_reads_the_removed_takes_over(tmp_path):
+    """Half of the first layer are twins: without them nothing need be lost."""
+    losses = {}
+    for repair in (True, False):
+        thinning = Thinning(prepared(tmp_path, repair=repair))
+        first = next(units for units in thinning.families.values() if len(units) == 64)
+        losses[repair] = thinning.without(thinning.whole, [unit.id for unit in first[32:]]).quality.loss
+    assert losses[True] < 0.05 * losses[False]
+
+
+def test_a_refit_of_a_large_network_uses_fewer_samples(tmp_path, monkeypatch):
+    run = prepared(tmp_path, batch_size=4)
+    assert [part.num_samples for part in Thinning(run)._refit_samples] == [45, 15]
+    monkeypatch.setattr(module, "REFIT_SECONDS", 0.0)
+    assert [part.num_samples for part in Thinning(run)._refit_samples] == [4, 4]
+
+
+def test_training_lowers_the_loss_and_stays_in_place(tmp_path, monkeypatch):
+    rates = []
+    found = training.Training._trials
+    monkeypatch.setattr(training.Training, "_trials", lambda self: rates.append(found(self)) or rates[-1])
+    run = prepared(tmp_path, repair=False)
+    thinning = Thinning(run)
+    state = thinning.without(thinning.whole, [unit.id for unit in thinning.units.units][::4])
+    trained = thinning.trained(state, None, 12)
+    assert trained.gone == state.gone and trained.trained and not state.trained
+    assert trained.quality.loss < state.quality.loss
+    np.testing.assert_allclose(
+        full_size(run, trained), outputs(thinning.model(trained.gone, trained.weights)), rtol=1e-4, atol=1e-5
+    )
+    thinning.trained(trained, None, 1)
+    assert len(rates) == 1  # the learning rate is found once
+
+
+def test_losses_are_of_the_units_that_are_left(tmp_path):
+    thinning = Thinning(prepared(tmp_path))
+    state = thinning.without(thinning.whole, [thinning.units.units[0].id])
+    losses = thinning.losses(state)
+    assert losses.keys() == {unit.id for unit in thinning.units.units[1:]}
+    assert all(loss >= 0 for loss in losses.values())
+
+
+def test_a_model_without_units_says_so(tmp_path, monkeypatch):
+    run = prepared(tmp_path)
+    empty = Thinning(run).units
+    object.__setattr__(empty, "units", ())
+    monkeypatch.setattr(module, "confirmed_units", lambda *_: empty)
+    with pytest.raises(ModelError, match="no unit of this model"):
+        Thinning(run)

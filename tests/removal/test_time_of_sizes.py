@@ -1,0 +1,45 @@
+import pytest
+
+from onnx_obd.removal.thinning import Thinning
+from onnx_obd.removal.time_of_sizes import TimeOfSizes, sizes_to_try
+from tests.removal.clock import microseconds, run_by_weights
+from tests.removal.networks import prepared
+
+
+@pytest.mark.parametrize(
+    ("count", "shares", "sizes"),
+    [
+        (256, 5, [64, 128, 192, 224, 240]),
+        (256, 2, [128, 192]),
+        (64, 5, [16, 32, 48]),
+        (48, 5, [16, 24, 40]),
+        (20, 5, [8, 12, 16]),
+        (10, 5, [2, 5, 8, 9]),
+        (3, 5, [1, 2]),
+        (2, 5, [1]),
+        (1, 5, []),
+    ],
+)
+def test_sizes_that_kernels_like(count, shares, sizes):
+    found = sizes_to_try(count, shares)
+    assert [size for size in found if size not in sizes] == []
+    assert [size for size in sizes if size not in found] in ([], [40], [2, 5], [1])
+
+
+def test_gains_are_the_differences_of_the_clock_and_are_measured_once(tmp_path, monkeypatch):
+    timed = run_by_weights(monkeypatch)
+    run = prepared(tmp_path)
+    thinning = Thinning(run)
+    times = TimeOfSizes(thinning)
+    reference, gains = times.gains(frozenset())
+    assert reference == microseconds(run.model.proto)
+    first, second = (next(f for f, units in thinning.families.items() if len(units) == n) for n in (64, 48))
+    assert gains[first] == {left: (64 - left) * (12 + 1 + 48) for left in (16, 32, 48)}
+    assert all(gain == (48 - left) * (64 + 1 + 5) for left, gain in gains[second].items())
+    times.gains(frozenset())
+    assert len(timed) == 1
+
+    one, other = (frozenset({unit.id}) for unit in thinning.families[first][:2])
+    assert times.gains(one) == times.gains(other)  # which of them went does not matter
+    assert len(timed) == 2
+    assert times.gains(one)[0] == reference - 61

@@ -1,0 +1,47 @@
+"""Variants beside the model they come from, on a machine whose moods are made up."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from onnx_obd.runtime import variants as module
+from onnx_obd.runtime.latency import time_sweeps
+from onnx_obd.runtime.variants import TOGETHER, time_variants
+from tests.runtime.test_latency import FakeMachine
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Models are seconds; the machine gets slower and slower, and every session has its own luck."""
+    machine = FakeMachine(lambda seconds, number: seconds * (1 + number / 2000))
+    luck = np.random.default_rng(0)
+    opened = []
+
+    class FakeSession:
+        def __init__(self, seconds, threads, provider):
+            self.seconds = seconds * luck.choice([0.97, 1.0, 1.03])
+            opened.append(seconds)
+
+        def run(self, names, feed):
+            machine.run(self.seconds)()
+
+    monkeypatch.setattr(module, "open_session", FakeSession)
+    monkeypatch.setattr(module, "time_sweeps", partial(time_sweeps, clock=machine.clock))
+    return opened
+
+
+def test_each_is_told_by_its_ratio_to_the_reference(machine):
+    seconds = [0.002 * share for share in np.linspace(0.2, 1.2, 2 * TOGETHER + 3)]
+    told = []
+    reference, times = time_variants(
+        0.002, [partial(float, each) for each in seconds], {}, progress=lambda *done: told.append(done)
+    )
+    ratios = np.array(times) / reference
+    np.testing.assert_allclose(ratios, np.linspace(0.2, 1.2, len(seconds)), rtol=0.07)
+    assert told == [(8, 19), (16, 19), (19, 19)]
+    assert set(machine) == {0.002, *seconds}
+
+
+def test_none_to_time(machine):
+    assert time_variants(0.002, [], {}) == (0.0, [])
