@@ -61,36 +61,68 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int, *, repaired: b
     schedule = planned_rounds(run, sparsity, steps, keep)
     values = snapshot(run.mirror)  # of deleted weights: what they were before
     history: list[Round] = []
-    plan, notes, loss = None, (), losses(run)
-    for number in range(1, rounds + 1):
-        began = time.perf_counter()
+    plan, notes, loss, done, number = Plan(keep, None), (), losses(run), 0.0, 0
+    while done < rounds:
+        began, number, upto = time.perf_counter(), number + 1, min(done + 1, rounds)
         if options.variant == "regrow":
             keep = original_masks(run)
         ranked = values if options.variant == "regrow" else run.mirror.weights
-        saliency = rank(run, method, number, rounds, ranked, partial(_plan, schedule, number, keep))
+        saliency = rank(run, method, number, max(number, rounds), ranked, partial(_plan, schedule, upto, keep))
         if options.variant == "regrow":
             restore(run.mirror, values)
-        plan = schedule.plan(number, saliency, keep)
-        keep, before = dict(plan.keep), snapshot(run.mirror)
-        apply_masks(run.mirror, keep)
-        if "h_of_surgeon" in find_criterion(criteria_of(method)[0]).needs:
-            _make_up(run, before)
-        after = losses(run)
-        jointly = predicted_jointly(run, history, keep)
-        history.append(replace(measured_round(plan, loss, after, began), **jointly))
-        if repaired and number > rounds // 2:  # measured: repairing the first half too changes nothing
+        before = snapshot(run.mirror)
+        delete = partial(_delete, run, method, schedule, saliency, keep, history, loss)
+        attempt, found = delete(upto)
+        if found.went_too_far and options.trust == "refine":
+            restore(run.mirror, before)
+            upto = done + 0.5
+            attempt, found = delete(upto)
+        if found.went_too_far and options.trust == "stop" and history:
+            restore(run.mirror, before)
+            notes = (*notes, _stopped(plan, found))
+            break
+        plan, done, keep = attempt, upto, dict(attempt.keep)
+        history.append(replace(found, seconds=time.perf_counter() - began))
+        loss = (loss[0] + found.measured_scoring, found.loss_held_back)
+        if repaired and done > rounds // 2:  # measured: repairing the first half too changes nothing
             notes = refit_survivors(run, keep, f"{method}{REPAIRED}")
-            after = losses(run)
-        if number < rounds and options.retrain_epochs:
+            loss = losses(run)
+        if done < rounds and options.retrain_epochs:
             if options.variant == "decay":
                 restore(run.mirror, before)
             _retrain(run, keep, f"{method}: training")
-            after = losses(run)
-        loss = after
+            loss = losses(run)
         present = snapshot(run.mirror)
         values = {name: torch.where(keep[name], w, values[name]) if name in keep else w for name, w in present.items()}
     found = candidate(run, f"{method}{REPAIRED}" if repaired else method, plan, history, start)
     return replace(found, notes=notes)
+
+
+def _delete(
+    run: Run,
+    method: str,
+    schedule: Rounds,
+    saliency: Saliency,
+    keep: Mapping[str, Tensor],
+    history: Sequence[Round],
+    loss: tuple[float, float],
+    upto: float,
+) -> tuple[Plan, Round]:
+    """Carry out the plan of a round, and what it was predicted to do and did; ``loss`` is what it was before."""
+    began, before = time.perf_counter(), snapshot(run.mirror)
+    plan = schedule.plan(upto, saliency, keep)
+    apply_masks(run.mirror, plan.keep)
+    if "h_of_surgeon" in find_criterion(criteria_of(method)[0]).needs:
+        _make_up(run, before)
+    predicted = predicted_jointly(run, history, plan.keep) | predicted_together(run, before, plan.keep)
+    return plan, replace(measured_round(plan, loss, losses(run), began), **predicted)
+
+
+def _stopped(plan: Plan, further: Round) -> str:
+    return (
+        f"stopped at {100 * plan.sparsity:.0f} %: going on to {100 * further.sparsity:.0f} % changed the loss by "
+        f"{further.measured_scoring:.3g} where derivatives predict {further.predicted_together:.3g}"
+    )
 
 
 def repair(run: Run, pruned: Candidate) -> Candidate:
@@ -105,7 +137,7 @@ def repair(run: Run, pruned: Candidate) -> Candidate:
     return replace(candidate(run, method, pruned.plan, list(pruned.rounds), start), notes=notes)
 
 
-def _plan(schedule: Rounds, number: int, keep: Mapping[str, Tensor], saliency: Saliency) -> Plan:
+def _plan(schedule: Rounds, number: float, keep: Mapping[str, Tensor], saliency: Saliency) -> Plan:
     return schedule.plan(number, saliency, keep)
 
 
@@ -197,6 +229,20 @@ def predicted_jointly(run: Run, history: Sequence[Round], keep: Mapping[str, Ten
     except (NotImplementedError, RuntimeError):
         return {}
     return {"predicted_jointly": rise, "measured_since_original": run.scoring.loss() - run.original_loss}
+
+
+def predicted_together(run: Run, before: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> dict[str, float]:
+    """What derivatives at the weights ``before`` predict for the deletion, its cross terms included.
+
+    Nothing if weights changed otherwise too, or if a node has no forward derivative.
+    """
+    deleted = {name: before[name] * mask for name, mask in keep.items()}
+    if any(not torch.equal(run.mirror.weights[name].detach(), value) for name, value in deleted.items()):
+        return {}
+    try:
+        return {"predicted_together": predict_jointly(run.scoring, before, deleted)}
+    except (NotImplementedError, RuntimeError):
+        return {}
 
 
 def candidate(run: Run, method: str, plan: Plan, history: list[Round], start: float) -> Candidate:

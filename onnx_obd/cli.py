@@ -13,7 +13,7 @@ import click
 
 from onnx_obd._version import __version__
 from onnx_obd.errors import OnnxObdError
-from onnx_obd.options import VARIANTS
+from onnx_obd.options import TRUST, VARIANTS
 from onnx_obd.plan.scope import SCOPES
 
 CPU = "CPUExecutionProvider"
@@ -93,6 +93,13 @@ _prune_options = [
         default="delete",
         show_default=True,
         help="Zero weights, let them decay while training, or let them return in later rounds.",
+    ),
+    click.option(
+        "--trust",
+        type=click.Choice(TRUST),
+        default="note",
+        show_default=True,
+        help="If a round belies its prediction by over a factor of two: say so, take smaller steps, or stop.",
     ),
     click.option("--recover-minutes", type=float, default=0.0, show_default=True, help="Masked training at the end."),
     click.option(

@@ -13,6 +13,8 @@ from onnx_obd.plan.targets import Goal, parse_size
 
 VARIANTS = ("delete", "decay", "regrow")
 
+TRUST = ("note", "refine", "stop")
+
 
 DEFAULT_SPARSITY = 0.5
 
@@ -48,6 +50,8 @@ class Options:
         nm: a pattern such as "2:4" instead of a sparsity.
         variant: "delete" zeroes weights; "decay" lets them shrink to zero while the others are trained; "regrow" lets
             deleted weights return in a later round.
+        trust: what to do if a round changes the loss by less than half or more than twice of what derivatives predict:
+            "note" it, "refine" (take half the step and estimate anew), or "stop" before that round.
         repair: refit what survives to the original's outputs, node by node, as far as that lowers the loss.
         retrain_epochs: masked training after each round but the last (the paper's iteration); 0 for none.
         recover_epochs: masked training of the variant chosen in the end; 0 for none.
@@ -92,6 +96,7 @@ class Options:
     sparsity_of: tuple[str, ...] = ()
     nm: str | None = None
     variant: str = "delete"
+    trust: str = "note"
     repair: bool = True
     retrain_epochs: int = 0
     recover_epochs: int = 0
@@ -133,6 +138,7 @@ class Options:
             (len(self._goals) <= 1, f"give only one of {', '.join(self._goals)}"),
             (self.scope in SCOPES, f"scope is {' or '.join(SCOPES)}, not {self.scope}"),
             (self.variant in VARIANTS, f"variant is {', '.join(VARIANTS)}, not {self.variant}"),
+            (self.trust in TRUST, f"trust is {', '.join(TRUST)}, not {self.trust}"),
             (self.variant != "decay" or self.retrain_epochs, "decay happens during training: give --retrain-epochs"),
             (self.variant != "regrow" or self.rounds > 1, "weights return in later rounds: give --rounds"),
             (not self.checkpoint or self.recovers, "a checkpoint is of the recovery: give --recover-minutes"),

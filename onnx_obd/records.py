@@ -70,7 +70,9 @@ NEGLIGIBLE_LOSS = 1e-4
 class Round:
     """One round of deletion: what was predicted and what happened.
 
-    Losses are means per sample; a change is relative to the state before this round's deletion. But
+    Losses are means per sample; a change is relative to the state before this round's deletion. ``predicted`` sums what
+    each deletion does alone; ``predicted_together`` has their cross terms, and the gradient, at the weights before this
+    round, on the scoring samples; None without a forward derivative, or if other weights made up for the deletion. But
     ``predicted_jointly`` and ``measured_since_original`` tell of all deletions up to here, on the scoring samples, from
     the original weights: predicted by the derivatives there with all cross terms, and measured; None where that was not
     predicted: if weights were changed otherwise, too, or once the two have left the factor of two (``left_band``).
@@ -84,15 +86,25 @@ class Round:
     seconds: float
     predicted_jointly: float | None = None
     measured_since_original: float | None = None
+    predicted_together: float | None = None
 
     @property
     def left_band(self) -> bool:
-        """Did the loss change by less than half or more than twice what derivatives predict, and not negligibly?"""
-        predicted, measured = self.predicted_jointly, self.measured_since_original
-        if predicted is None or measured is None or max(abs(predicted), abs(measured)) < NEGLIGIBLE_LOSS:
-            return False
-        low, high = sorted((0.5 * predicted, 2 * predicted))
-        return not low <= measured <= high
+        """Do derivatives at the original weights no longer tell what all deletions up to here do?"""
+        return outside_band(self.predicted_jointly, self.measured_since_original)
+
+    @property
+    def went_too_far(self) -> bool:
+        """Did this round's deletions do something else than derivatives just before it tell?"""
+        return outside_band(self.predicted_together, self.measured_scoring)
+
+
+def outside_band(predicted: float | None, measured: float | None) -> bool:
+    """Did the loss change by less than half or more than twice what was predicted, and not negligibly?"""
+    if predicted is None or measured is None or max(abs(predicted), abs(measured)) < NEGLIGIBLE_LOSS:
+        return False
+    low, high = sorted((0.5 * predicted, 2 * predicted))
+    return not low <= measured <= high
 
 
 @dataclass(frozen=True)

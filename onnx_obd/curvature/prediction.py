@@ -18,12 +18,13 @@ from onnx_obd.calibration.measure import Calibration
 def predict_jointly(calibration: Calibration, original: Mapping[str, Tensor], deleted: Mapping[str, Tensor]) -> float:
     """gᵀ d + ½ dᵀ G d with d = deleted − original: the predicted rise of the mean loss, all cross terms included.
 
-    G is the Gauss-Newton matrix at the original weights, averaged over the samples, g the gradient there. Without
-    labels g is zero and G the whole Hessian. No matrix is formed: J d is one derivative of the forward pass along d,
-    and the whole is (dL/dz)ᵀ (J d) + ½ (J d)ᵀ H (J d) for the objective's values z.
+    G is the Gauss-Newton matrix at the ``original`` weights, averaged over the samples, g the gradient there. Without
+    labels, at the weights that the model came with, g is zero and G the whole Hessian. No matrix is formed: J d is one
+    derivative of the forward pass along d, and the whole is (dL/dz)ᵀ (J d) + ½ (J d)ᵀ H (J d) for the objective's
+    values z.
 
     Args:
-        original: the weights that the targets of ``calibration`` were computed with, by name.
+        original: the weights before the deletion, by name.
         deleted: the weights after the deletion; those not named stay as they are in ``original``.
 
     Raises:

@@ -30,15 +30,15 @@ class Rounds:
     pattern: Pattern | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
 
-    def plan(self, number: int, saliency: Saliency, keep: Mapping[str, Tensor]) -> Plan:
-        """The plan of round ``number``, from 1; what ``keep`` has deleted stays deleted.
+    def plan(self, number: float, saliency: Saliency, keep: Mapping[str, Tensor]) -> Plan:
+        """The plan of round ``number``, from 1, or half-way between two; what ``keep`` has deleted stays deleted.
 
         Rounds after the last are planned like the last: at the final sparsity.
         """
-        number = min(number, self.count)
+        index = round(2 * min(number, self.count)) - 1
         if self.pattern is None:
-            targets = [pool.targets(self.count, self.start)[number - 1] for pool in self.pools]
+            targets = [pool.targets(2 * self.count, self.start)[index] for pool in self.pools]
             return plan_pools(saliency, self.pools, targets, keep)
         restricted, sparsity = restrict(saliency, self.pattern, self.axes, keep)
         everything = Pool(tuple(saliency.scores), sparsity)
-        return plan_elements(restricted, everything.targets(self.count, self.start)[number - 1], keep)
+        return plan_elements(restricted, everything.targets(2 * self.count, self.start)[index], keep)

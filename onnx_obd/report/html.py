@@ -152,8 +152,9 @@ def _figures(report: Report) -> str:
     tensors += "Grey: zero before pruning." if any(weight.sparsity_before for weight in report.weights) else ""
     verdict = prediction_verdict(report.rounds)
     prediction = (
-        "The prediction leaves out the gradient, the cross terms of the Hessian and all higher orders. Rounds with a "
-        "change that is not positive cannot be drawn here."
+        "The sum of saliencies leaves out the gradient and the cross terms between weights that go together; the other "
+        "prediction has them and leaves out higher orders alone. Dotted: a factor of two. Rounds with a change that is "
+        "not positive cannot be drawn here."
     )
     samples = f"On {plural(report.num_held_back, 'held-back sample')}, with 95 % intervals."
     stored = f"{plural(report.sparse_tensors, 'tensor')} stored as sparse initializers."
@@ -218,6 +219,7 @@ def _rounds(report: Report) -> str:
             str(number),
             percent(each.sparsity),
             significant(each.predicted),
+            significant(each.predicted_together),
             significant(each.measured_scoring),
             significant(each.measured_held_back),
             significant(each.loss_held_back),
@@ -225,9 +227,10 @@ def _rounds(report: Report) -> str:
         ]
         for number, each in enumerate(report.rounds, start=1)
     ]
-    titles = ["round", "sparsity", "predicted change", "on scoring", "on held back", "held-back loss", "time"]
+    titles = ["round", "sparsity", "predicted change", "with cross terms", "on scoring", "on held back"]
+    titles += ["held-back loss", "time"]
     verdict = f'<p class="fine">{_text(prediction_verdict(report.rounds))}</p>'
-    return _section(f"Rounds of {report.method}", _table(titles, rows, numeric=range(1, 7)) + verdict) if rows else ""
+    return _section(f"Rounds of {report.method}", _table(titles, rows, numeric=range(1, 8)) + verdict) if rows else ""
 
 
 def _weights(report: Report) -> str:

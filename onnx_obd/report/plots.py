@@ -27,27 +27,36 @@ NAME_WIDTH = 172
 
 
 def prediction_plot(rounds: Sequence[Round]) -> str:
-    """Measured over predicted loss change of each round, both logarithmic, with the line where they are equal."""
+    """Measured over predicted loss change of each round, both logarithmic: on and within a factor of two of equality.
+
+    Each round stands once for the sum of saliencies and once for the prediction with cross terms.
+    """
     kinds = (
-        ("pruned", "held-back samples", [(each, each.measured_held_back) for each in rounds]),
-        ("ring", "scoring samples", [(each, each.measured_scoring) for each in rounds]),
+        ("pruned", "½ Σ h w², held back", [(r.predicted, r.measured_held_back, r) for r in rounds]),
+        ("ring", "on scoring", [(r.predicted, r.measured_scoring, r) for r in rounds]),
+        ("joint", "with cross terms, held back", [(r.predicted_together, r.measured_held_back, r) for r in rounds]),
+        ("ring joint", "on scoring", [(r.predicted_together, r.measured_scoring, r) for r in rounds]),
     )
-    drawable = [(css, name, [(r, y) for r, y in pairs if _positive(r.predicted, y)]) for css, name, pairs in kinds]
-    values = [value for _, _, pairs in drawable for each, measured in pairs for value in (each.predicted, measured)]
+    drawable = [(css, name, [point for point in points if _positive(*point[:2])]) for css, name, points in kinds]
+    drawable = [kind for kind in drawable if kind[2]]
+    values = [value for _, _, points in drawable for point in points for value in point[:2]]
     if not values:
         return ""
     drawing = Drawing(340, "Predicted and measured loss change of each round")
     left, right, top, bottom = 74, WIDTH - 22, 30, 340 - BOTTOM
     x = Scale.around(values, left, right, log=True)
     y = Scale.around(values, bottom, top, log=True)
-    drawing.x_axis(x, top, bottom, "predicted loss change, ½ Σ h w²")
+    drawing.x_axis(x, top, bottom, "predicted loss change")
     drawing.y_axis(y, left, right, "measured loss change")
     drawing.line(left, bottom, right, top, "reference")
+    low, high = min(values), max(values)
+    for factor in (0.5, 2.0):
+        drawing.path([(x(v), y(factor * v)) for v in (max(low, low / factor), min(high, high / factor))], "curve band")
     drawing.text(left + 0.86 * (right - left) + 8, bottom - 0.86 * (bottom - top) + 8, "equal", "tick")
-    for css, _, pairs in drawable:
-        for each, measured in pairs:
-            tooltip = f"to {percent(each.sparsity)}: predicted {significant(each.predicted)}, {significant(measured)}"
-            drawing.dot(x(each.predicted), y(measured), css, tooltip, radius=6 if css == "ring" else 3.5)
+    for css, _, points in drawable:
+        for predicted, measured, each in points:
+            tooltip = f"to {percent(each.sparsity)}: predicted {significant(predicted)}, {significant(measured)}"
+            drawing.dot(x(predicted), y(measured), css, tooltip, radius=6 if "ring" in css else 3.5)
     drawing.legend([(css, name) for css, name, _ in drawable], left + 4, 12)
     return str(drawing)
 

@@ -181,11 +181,15 @@ def prediction_verdict(rounds: Sequence[Round]) -> str:
     ratios = measured_over_predicted(rounds)
     if not ratios:
         return "This criterion predicts no loss change." if all(r.predicted is None for r in rounds) else ""
-    text = f"Measured over predicted, on held-back samples: {significant(statistics.median(ratios), 2)}"
-    if len(ratios) == 1:
-        return text + "."
-    low, high = significant(min(ratios), 2), significant(max(ratios), 2)
-    return f"{text} (median of {len(ratios)} rounds, from {low} to {high}); 1 would be exact."
+    text = f"Measured over predicted, on held-back samples: {_spread(ratios)}; 1 would be exact."
+    together = [r.measured_scoring / r.predicted_together for r in rounds if (r.predicted_together or 0) > 0]
+    together = [ratio for ratio in together if math.isfinite(ratio)]
+    return f"{text} With cross terms, on the scoring samples: {_spread(together)}." if together else text
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    median, low, high = (significant(value, 2) for value in (statistics.median(ratios), min(ratios), max(ratios)))
+    return median if len(ratios) == 1 else f"{median} (median of {len(ratios)} rounds, from {low} to {high})"
 
 
 def by_reason(weights: Iterable[WeightSummary]) -> list[tuple[str, list[WeightSummary]]]:

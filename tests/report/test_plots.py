@@ -37,6 +37,17 @@ def test_prediction_points_are_above_the_line_where_more_was_measured():
     assert on["cy"] == pytest.approx(height_of_line(on["cx"]), abs=0.2)
 
 
+def test_the_prediction_with_cross_terms_is_drawn_beside_the_sum():
+    together = replace(Round(0.1, 1e-3, 2e-3, 4e-3, 0.1, 1.0), predicted_together=2e-3)
+    svg = plots.prediction_plot([together, Round(0.2, 1e-2, 1e-3, 1e-2, 0.1, 1.0)])
+    (held_back,) = (dot for dot in marks(svg, "circle", "joint") if dot.get("r") == 3.5)
+    (scoring,) = (dot for dot in marks(svg, "circle", "joint") if dot.get("r") == 6)
+    alone = min((dot for dot in marks(svg, "circle", "pruned") if dot.get("r") == 3.5), key=lambda dot: dot["cx"])
+    assert alone["cx"] < held_back["cx"] == scoring["cx"]
+    assert alone["cy"] == held_back["cy"] < scoring["cy"]
+    assert len([e for e in ElementTree.fromstring(svg).iter(f"{SVG}polyline") if "band" in e.get("class")]) == 2
+
+
 def test_prediction_plot_needs_positive_numbers():
     assert plots.prediction_plot(REGRESSION.rounds) == ""
     assert plots.prediction_plot([Round(0.1, 0.0, -0.1, math.nan, 0.1, 1.0)]) == ""

@@ -84,6 +84,8 @@ def test_measured_over_predicted_skips_rounds_without_a_positive_prediction():
     ]
     assert measured_over_predicted(rounds) == pytest.approx([2.0, 5.0, 3.0])
     assert "3.0 (median of 3 rounds, from 2.0 to 5.0)" in prediction_verdict(rounds)
+    together = [replace(each, predicted_together=0.02, measured_scoring=n) for n, each in enumerate(rounds, 1)]
+    assert "cross terms, on the scoring samples: 150 (median of 5" in prediction_verdict(together)
     assert prediction_verdict(REGRESSION.rounds) == "This criterion predicts no loss change."
     assert prediction_verdict(()) == ""
 
