@@ -99,8 +99,11 @@ def qlinear_sigmoid(x, x_scale, x_zero_point, y_scale, y_zero_point=None):
     axes=lambda node: f"{along('axis')(node)}, , , , -> {along('axis')(node)}",
 )  # fmt: skip
 def qlinear_softmax(x, x_scale, x_zero_point, y_scale, y_zero_point, *, axis=-1, opset):
+    """onnxruntime counts the steps of the result by a whole number, so that of ``y_scale`` is a little longer."""
     function = _softmax if opset >= 13 else _softmax_1
-    return _quantize(function(_dequantize(x, x_scale, x_zero_point), axis=axis), y_scale, y_zero_point)
+    given = y_scale.detach()
+    step = y_scale + (1 / torch.floor(1 / given.float()) - given)
+    return _quantize(function(_dequantize(x, x_scale, x_zero_point), axis=axis), step, y_zero_point)
 
 
 @microsoft_op("QLinearWhere", 1, stored=(on_grid(1, 2, 3), on_grid(4, 5, 6)), constants=(2, 5, 7), axes=ELEMENTWISE)

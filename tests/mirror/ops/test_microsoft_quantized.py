@@ -59,6 +59,8 @@ WINDOWS = [
 ]
 SOFTMAX = microsoft("QLinearSoftmax", 1, X, X_SCALE, X_ZERO, scale(1 / 256), np.uint8(0))
 WINDOWS += [replace(SOFTMAX, attributes={"opset": 13}), replace(SOFTMAX, attributes={"opset": 12, "axis": 1})]
+UNEVEN = microsoft("QLinearSoftmax", 1, bytes_(40, 9), scale(0.02), X_ZERO, scale(0.0031), np.uint8(0), gradient=False)
+WINDOWS += [replace(UNEVEN, attributes={"opset": 13})]  # 1 / 0.0031 is not whole
 PRODUCTS = [
     microsoft("QLinearConv", 1, IMAGE, X_SCALE, X_ZERO, bytes_(4, 3, 3, 2, dtype=np.int8), scale(0.011), np.int8(0),
               scale(0.713), Y_ZERO, np.array([90, -1000, 0, 700], np.int32), **WINDOW),
