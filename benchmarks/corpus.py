@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,38 @@ def _imagenette(data: Path):
     return calibration, test, np.array([label for _, label in chosen[1]])
 
 
+def _magika(data: Path):
+    """Files by content type: calibrated on every other file and on windows cut from those, tested on the rest.
+
+    As magika reads them: the first and the last 512 bytes without the white space around them, 256 where there are
+    fewer.
+    """
+    folder = data / "magika"
+    config = json.loads((folder / "assets" / "models" / "fast_v2_1" / "config.min.json").read_text("utf-8"))
+    classes = config["target_labels_space"]
+    files = [path for part in ("basic", "mitra") for path in sorted((folder / part).glob("*/*"))]
+    files = [path for path in files if path.parent.name in classes]
+
+    def features(content: bytes) -> np.ndarray:
+        half, block = config["beg_size"], config["block_size"]
+        row = np.full(2 * half, config["padding_token"], np.int32)
+        first, last = content[:block].lstrip()[:half], content[-block:].rstrip()[-half:]
+        row[: len(first)] = np.frombuffer(first, np.uint8)
+        row[2 * half - len(last) :] = np.frombuffer(last, np.uint8)
+        return row
+
+    rng = np.random.default_rng(0)
+    whole = [path.read_bytes() for path in files[::2]]
+    windows = list(whole)
+    while len(windows) < CALIBRATION:
+        content = whole[int(rng.integers(len(whole)))]
+        start = int(rng.integers(len(content) + 1))
+        windows.append(content[start:] or content)
+    test = np.stack([features(path.read_bytes()) for path in files[1::2]])
+    labels = np.array([classes.index(path.parent.name) for path in files[1::2]])
+    return np.stack([features(content) for content in windows]), test, labels
+
+
 _CIFAR_STD = _chw((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 LOADERS: dict[str, Loader] = {
@@ -142,6 +175,7 @@ LOADERS: dict[str, Loader] = {
     "iris_mstutorial_mlp": _iris,
     "intent_mlp_aria": _intents,
     "mobilenetv2_fp32_derived": _imagenette,
+    "magika_fast_v2_1": _magika,
 }
 
 

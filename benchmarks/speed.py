@@ -1,73 +1,221 @@
-"""Units removed until onnxruntime is as fast as asked: measured speed and test accuracy on real networks.
+"""Units removed: measured speed and test accuracy on real networks, label-free, beside what the same width costs.
 
-    python -m benchmarks.speed CORPUS [--models A,B] [--speedup 1.5] [--retrain-epochs 10] [--recover-minutes 1]
+    python -m benchmarks.speed CORPUS [--models A,B] [--max-drop 0.01] [--minutes 5]     the fastest within the drop
+    python -m benchmarks.speed CORPUS --widths 0.25,0.5 [--models A,B]       a share of all units, no recovery
 
-Label-free, 256 samples, batch 1, one thread. Original and result are timed interleaved; the median of the ratio is
-given with its 95 % interval.
+256 samples without labels, batch 1, one thread. Accuracy is that of the labelled test samples, which no run sees.
+Original and result are timed interleaved; the median of the ratio is given with its 95 % interval.
+
+With --results a run adds to the rows in that JSON file, does not repeat what is there, and prints them all. With --keep
+the models are kept, and --time-again measures only their speed anew (on a machine that does nothing else).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
 
-from benchmarks.corpus import LOADERS, accuracy, load_task
+from benchmarks.corpus import LOADERS, Task, accuracy, load_task
+from onnx_obd.atomic import write_atomically
 from onnx_obd.errors import OnnxObdError
 from onnx_obd.graph.session import open_session
-from onnx_obd.pipeline import prune
+from onnx_obd.pipeline import bench, prune
 
 MODELS = (
     "mnist_fc_256x2,mnist_fc_256x4,mnist_fc_256x6,mnist_cnn_pytorch_ortjava,cifar10_sri_resnet_3b2,cifar10_biasfield_base,"
-    "cifar10_marabou_medium,cifar10_marabou_large,cifar10_vit_pgd_2_3_16"
+    "cifar10_marabou_medium,cifar10_marabou_large,cifar10_vit_pgd_2_3_16,magika_fast_v2_1,mobilenetv2_fp32_derived"
 )
+
+UNLIMITED = 10.0
+"""Times faster: more than any network gets within the drop."""
+
+RIVAL = {
+    "mnist_fc_256x4": (97.7, 97.0),
+    "mnist_cnn_pytorch_ortjava": (99.0, 98.4),
+    "cifar10_sri_resnet_3b2": (59.0, 33.0),
+    "cifar10_biasfield_base": (69.0, 21.0),
+    "cifar10_vit_pgd_2_3_16": (51.0, 34.0),
+    "mobilenetv2_fp32_derived": (0.0, 0.0),
+}
+"""Accuracy that onnxsim's pruning leaves at a quarter and at half of the width, measured apart from this script."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: accuracies as fractions, the speed with its interval, minutes in all, bytes after over before.
+
+    ``width``: the share of the units that was to go; None for the fastest within ``max_drop``.
+    """
+
+    model: str
+    width: float | None
+    max_drop: float | None
+    minutes: float
+    before: float
+    after: float
+    speed: tuple[float, float, float]
+    bytes: float
+    took: float
+    refused: str = ""
+
+    @property
+    def key(self) -> tuple:
+        return self.model, self.width, self.max_drop, self.minutes
+
+    @property
+    def name(self) -> str:
+        kind = f"width-{self.width:g}" if self.width is not None else f"drop-{self.max_drop:g}"
+        return f"{self.model}.{kind}.{self.minutes:g}min.onnx"
+
+
+def run(task: Task, wanted: Row, folder: Path) -> Row:
+    """One run of the whole command; the model goes to ``folder``."""
+    feeds = task.calibration.feeds
+    options = {"remove_units": wanted.width, "recover_minutes": wanted.minutes}
+    if wanted.width is None:
+        options |= {"speedup": UNLIMITED, "max_drop": wanted.max_drop}
+    before = accuracy(task, open_session(task.model))
+    with TemporaryDirectory() as temporary:
+        data = Path(temporary) / "calibration.npz"
+        np.savez(data, **{value: np.concatenate([feed[value] for feed in feeds]) for value in feeds[0]})
+        start = time.perf_counter()
+        try:
+            report = prune(task.model, data, folder / wanted.name, **options).report
+        except OnnxObdError as error:
+            return replace(wanted, before=before, refused=str(error))
+    ratio = report.latency.speedup
+    return replace(
+        wanted,
+        before=before,
+        after=accuracy(task, open_session(folder / wanted.name)),
+        speed=(ratio.median, ratio.low, ratio.high),
+        bytes=report.bytes_after / report.bytes_before,
+        took=(time.perf_counter() - start) / 60,
+    )
+
+
+def run_all(corpus: Path, wanted: Sequence[Row], known: Sequence[Row], folder: Path) -> Iterator[Row]:
+    done = {row.key for row in known}
+    for row in wanted:
+        if row.key not in done:
+            yield run(load_task(corpus, row.model), row, folder)
+
+
+def fastest(rows: Sequence[Row]) -> list[str]:
+    """The table of the fastest models within the drop, and the geometric mean of their speeds."""
+    if not rows:
+        return []
+    lines = ["| model | accuracy before | after | times faster | file, times smaller | recovery, minutes | in all |"]
+    lines.append("|---" * 7 + "|")
+    for row in rows:
+        if row.refused:
+            lines.append(f"| {row.model} | {100 * row.before:.1f} | {row.refused} | | | | |")
+            continue
+        median, low, high = row.speed
+        lines.append(
+            f"| {row.model} | {100 * row.before:.1f} | {100 * row.after:.1f} | {median:.2f} [{low:.2f}, {high:.2f}] | "
+            f"{1 / row.bytes:.2f} | {row.minutes:g} | {row.took:.1f} |"
+        )
+    speeds = [row.speed[0] for row in rows if not row.refused]
+    within = sum(row.before - row.after <= 0.01 + 1e-9 for row in rows if not row.refused)
+    if speeds:
+        mean = math.exp(float(np.log(speeds).mean()))
+        lines += ["", f"Geometric mean of the speed: {mean:.2f}; {within} of {len(speeds)} lose one point at most."]
+    return lines
+
+
+def widths(rows: Sequence[Row]) -> list[str]:
+    """The table of shares of units removed without recovery, beside the rival's accuracy at that width."""
+    if not rows:
+        return []
+    shares = sorted({row.width for row in rows})
+    lines = [f"| model (dense) | {' | '.join(f'{s:.0%} of the units gone | times faster | onnxsim' for s in shares)} |"]
+    lines.append("|---" * (1 + 3 * len(shares)) + "|")
+    for model in dict.fromkeys(row.model for row in rows):
+        found = {row.width: row for row in rows if row.model == model and not row.refused}
+        dense = next(row.before for row in rows if row.model == model)
+        rival = dict(zip((0.25, 0.5), RIVAL.get(model, ()), strict=False))
+        cells = []
+        for share in shares:
+            row = found.get(share)
+            cells += [f"{100 * row.after:.1f}", f"{row.speed[0]:.2f}"] if row else ["", ""]
+            cells.append(f"{rival[share]:g}" if share in rival else "")
+        lines.append(f"| {model} ({100 * dense:.1f}) | {' | '.join(cells)} |")
+    return lines
+
+
+def timed_again(corpus: Path, row: Row, folder: Path) -> Row:
+    """The same row with the speed of the kept model measured anew."""
+    if row.refused or not (folder / row.name).exists():
+        return row
+    ratio = bench(corpus / "models" / f"{row.model}.onnx", folder / row.name).speedup
+    return replace(row, speed=(ratio.median, ratio.low, ratio.high))
+
+
+def describe(rows: Sequence[Row]) -> str:
+    rows = sorted(rows, key=lambda row: list(LOADERS).index(row.model))
+    whole, parts = [row for row in rows if row.width is None], [row for row in rows if row.width is not None]
+    parts = [fastest(whole), widths(parts)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True))
 @click.option("--models", default=MODELS, show_default=True)
-@click.option("--speedup", default=1.5, show_default=True)
-@click.option("--retrain-epochs", default=0, show_default=True)
-@click.option("--recover-minutes", default=0.0, show_default=True)
-def main(corpus: Path, models: str, speedup: float, retrain_epochs: int, recover_minutes: float) -> None:
-    click.echo("| model | accuracy before | after | times faster | file, times smaller | minutes |")
-    click.echo("|---|---|---|---|---|---|")
-    speeds = []
-    for name in models.split(","):
-        if name not in LOADERS:
-            raise click.UsageError(f"no data for {name}; there are {', '.join(LOADERS)}")
-        task = load_task(corpus, name)
-        feeds = task.calibration.feeds
-        with TemporaryDirectory() as folder:
-            data, output = Path(folder) / "calibration.npz", Path(folder) / "fast.onnx"
-            np.savez(data, **{value: np.concatenate([feed[value] for feed in feeds]) for value in feeds[0]})
-            start = time.perf_counter()
-            try:
-                report = prune(
-                    task.model,
-                    data,
-                    output,
-                    speedup=speedup,
-                    retrain_epochs=retrain_epochs,
-                    recover_minutes=recover_minutes,
-                ).report
-            except OnnxObdError as error:
-                click.echo(f"| {name} | {error} | | | | |")
-                continue
-            minutes = (time.perf_counter() - start) / 60
-            before, after = (100 * accuracy(task, open_session(path)) for path in (task.model, output))
-        ratio = report.latency.speedup
-        speeds.append(ratio.median)
-        click.echo(
-            f"| {name} | {before:.1f} | {after:.1f} | {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] | "
-            f"{report.bytes_before / report.bytes_after:.2f} | {minutes:.1f} |"
-        )
-    if speeds:
-        click.echo(f"\nGeometric mean of the speed: {math.exp(np.log(speeds).mean()):.2f}.")
+@click.option("--max-drop", default=0.01, show_default=True)
+@click.option("--minutes", default=0.0, show_default=True, help="Of recovery.")
+@click.option("--widths", "shares", default="", help="Remove these shares of all units instead.")
+@click.option("--results", type=click.Path(path_type=Path), help="JSON file of rows to add to.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the models.")
+@click.option("--time-again", is_flag=True, help="Only time the kept models of the rows there are.")
+def main(
+    corpus: Path,
+    models: str,
+    max_drop: float,
+    minutes: float,
+    shares: str,
+    results: Path | None,
+    keep: Path | None,
+    time_again: bool,
+) -> None:
+    names = models.split(",")
+    if unknown := [name for name in names if name not in LOADERS]:
+        raise click.UsageError(f"no data for {unknown[0]}; there are {', '.join(LOADERS)}")
+    stored = json.loads(results.read_text("utf-8")) if results and results.exists() else []
+    rows = [Row(**{**row, "speed": tuple(row["speed"])}) for row in stored]
+
+    def save() -> None:
+        if results:
+            write_atomically(results, json.dumps([asdict(each) for each in rows], indent=1).encode())
+
+    if time_again:
+        for number, row in enumerate(rows):
+            if row.model in names:
+                rows[number] = timed_again(corpus, row, keep or Path())
+                save()
+    else:
+        empty = Row("", None, max_drop, minutes, 0.0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0)
+        wanted = [replace(empty, model=name) for name in names]
+        if shares:
+            widths_of = [float(share) for share in shares.split(",")]
+            wanted = [replace(row, width=share, max_drop=None) for row in wanted for share in widths_of]
+        with TemporaryDirectory() as temporary:
+            folder = keep or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            for row in run_all(corpus, wanted, tuple(rows), folder):
+                accuracies = f"{100 * row.before:.1f} -> {100 * row.after:.1f}"
+                click.echo(f"{row.model}: {accuracies}, {row.speed[0]:.2f}x", err=True)
+                rows.append(row)
+                save()
+    click.echo(describe(rows))
 
 
 if __name__ == "__main__":

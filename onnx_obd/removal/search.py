@@ -208,7 +208,7 @@ class Search:
         """The state with its time, interleaved with the original, as a point of the frontier."""
         run, options, quality = self.run, self.options, state.quality
         proto = self.thinning.model(state.gone, state.weights)
-        if state.gone:
+        if state.gone or self.thinning.subnormal:
             timed = measure_latency(
                 run.model.proto,
                 proto,
@@ -265,7 +265,8 @@ class Search:
             for family, units in families.items()
             if len(units) < len(self.thinning.families[family])
         ]
-        return f"units removed: {record.units} of {total}; left: {_briefly(parts)}{self.missed}"
+        flushed = f"; {self.thinning.subnormal} subnormal weights set to zero" if self.thinning.subnormal else ""
+        return f"units removed: {record.units} of {total}; left: {_briefly(parts)}{flushed}{self.missed}"
 
 
 def _briefly(parts: Sequence[str], most: int = 12) -> str:

@@ -6,7 +6,6 @@ are those of the smaller model.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from onnx_obd.plan.selection import select_weights
 from onnx_obd.records import Quality
 from onnx_obd.recovery import Recipe, Training
 from onnx_obd.run import Run
+from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 from onnx_obd.surgery.compensate import compensate
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from onnx_obd.surgery.removed import restore_survivors, unit_masks
@@ -42,6 +42,9 @@ RIDGES = (0.01, 0.1, 1.0)
 
 REFIT_SECONDS = 60.0
 """A refit of the whole network takes about as long at most: of large networks fewer samples are used."""
+
+FEWEST = 8
+"""Samples of which a refit makes use at least."""
 
 Gone = frozenset[int]
 """The ids of the removed units."""
@@ -76,6 +79,7 @@ class Thinning:
         if not self.units.units:
             raise ModelError("no unit of this model can be removed; 'onnx-obd inspect --units' says why")
         self.families = self.units.families()
+        self.subnormal = sum(count_subnormals(run.model.proto).values())
         self.learning_rate = run.options.learning_rate
         self.whole = self._told(frozenset(), run.mirror, False)
 
@@ -137,11 +141,16 @@ class Thinning:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.run.model.proto)
         write_weights(proto, self.run.mirror.state())
-        return shrink(proto, self.units, self._removed(gone)) if gone else proto
+        return self._shrunk(proto, gone)
 
     def shape(self, gone: Gone) -> onnx.ModelProto:
         """The smaller model with some weights: enough to time it."""
-        return shrink(self.run.model.proto, self.units, self._removed(gone)) if gone else self.run.model.proto
+        return self._shrunk(self.run.model.proto, gone)
+
+    def _shrunk(self, proto: onnx.ModelProto, gone: Gone) -> onnx.ModelProto:
+        """Subnormal weights, which only cost time, become zero."""
+        proto = shrink(proto, self.units, self._removed(gone)) if gone else proto
+        return flush_subnormals(proto) if self.subnormal else proto
 
     def mirror(self, gone: Gone) -> Mirror:
         return Mirror(self.model(gone))
@@ -183,7 +192,7 @@ class Thinning:
 
     @cached_property
     def _refit_samples(self) -> tuple[Calibration, Calibration]:
-        """To fit on and to accept by: as many batches as the time allows."""
+        """To fit on and to accept by: as many samples as the time allows."""
         run = self.run
         start = time.perf_counter()
         run.acceptance.loss()
@@ -191,13 +200,16 @@ class Thinning:
         nodes = max(1, len(run.operands[0]))
         wanted = REFIT_SECONDS / (nodes * each)  # sample runs for each node
         for_all = len(RIDGES) * run.acceptance.num_samples + 2 * run.fitting.num_samples
-        share = min(1.0, wanted / for_all)
-        return _some_batches(run.fitting, share), _some_batches(run.acceptance, share)
-
-
-def _some_batches(calibration: Calibration, share: float) -> Calibration:
-    some = copy.copy(calibration)
-    some.batches = calibration.batches[: max(1, round(share * len(calibration.batches)))]
-    some.num_samples = sum(batch.count for batch in some.batches)
-    return some
+        if wanted >= for_all:
+            return run.fitting, run.acceptance
+        present = snapshot(run.mirror)
+        restore(run.mirror, run.original)  # whose outputs are the targets
+        counts = [max(FEWEST, int(wanted / for_all * part.num_samples)) for part in (run.fitting, run.acceptance)]
+        parts = [
+            Calibration(run.mirror, run.objective, part.samples.subset(range(min(count, part.num_samples))), size)
+            for part, count in zip((run.fitting, run.acceptance), counts, strict=True)
+            for size in [min(count, part.batch_size)]
+        ]
+        restore(run.mirror, present)
+        return parts[0], parts[1]
 

@@ -1,12 +1,14 @@
 """One network with units removed: what is said of it is what onnxruntime computes without them."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.session import open_session
+from onnx_obd.graph.weights import write_weights
 from onnx_obd.recovery import training
 from onnx_obd.removal import thinning as module
 from onnx_obd.removal.thinning import Thinning
@@ -53,10 +55,14 @@ def test_what_reads_the_removed_takes_over(tmp_path):
 
 
 def test_a_refit_of_a_large_network_uses_fewer_samples(tmp_path, monkeypatch):
-    run = prepared(tmp_path, batch_size=4)
+    run = prepared(tmp_path)
     assert [part.num_samples for part in Thinning(run)._refit_samples] == [45, 15]
     monkeypatch.setattr(module, "REFIT_SECONDS", 0.0)
-    assert [part.num_samples for part in Thinning(run)._refit_samples] == [4, 4]
+    thinning = Thinning(run)
+    run.mirror.weights["w1"].data.mul_(2.0)
+    parts = thinning._refit_samples
+    assert [part.num_samples for part in parts] == [module.FEWEST] * 2
+    assert all(part.loss() > 1e-3 for part in parts)  # the targets are those of the original
 
 
 def test_training_lowers_the_loss_and_stays_in_place(tmp_path, monkeypatch):
@@ -91,3 +97,25 @@ def test_a_model_without_units_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "confirmed_units", lambda *_: empty)
     with pytest.raises(ModelError, match="no unit of this model"):
         Thinning(run)
+
+
+def test_subnormal_weights_become_zero(tmp_path):
+    run = prepared(tmp_path)
+    with torch.no_grad():
+        run.mirror.weights["w1"][0, :3] = 1e-40
+    run.model.proto.CopyFrom(with_weights(run))
+    run.original["w1"] = run.mirror.weights["w1"].detach().clone()
+    thinning = Thinning(run)
+    assert thinning.subnormal == 3
+    some = [unit.id for unit in thinning.units.units][-4:]
+    state = thinning.without(thinning.whole, some)
+    for proto in (thinning.model(state.gone, state.weights), thinning.model(frozenset(), run.original)):
+        arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+        assert (np.abs(arrays["w1"][arrays["w1"] != 0]) > 1e-30).all()
+
+
+def with_weights(run):
+    proto = onnx.ModelProto()
+    proto.CopyFrom(run.model.proto)
+    write_weights(proto, run.mirror.state())
+    return proto
