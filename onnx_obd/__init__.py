@@ -12,6 +12,7 @@ from onnx_obd._version import __version__
 from onnx_obd.calibration.folder import load_samples
 from onnx_obd.calibration.image_options import ImageOptions
 from onnx_obd.calibration.samples import Samples
+from onnx_obd.cells import inspect_cells
 from onnx_obd.curvature import estimate_curvature
 from onnx_obd.curvature.activations import activation_saliency
 from onnx_obd.curvature.prediction import predict_jointly
@@ -52,6 +53,7 @@ __all__ = [
     "estimate_curvature",
     "export_model",
     "inspect",
+    "inspect_cells",
     "load_curvature",
     "load_model",
     "load_samples",

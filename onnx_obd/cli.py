@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from onnx_obd._version import __version__
-from onnx_obd.errors import OnnxObdError
+from onnx_obd.errors import OnnxObdError, UsageError
 from onnx_obd.options import TRUST, VARIANTS
 from onnx_obd.plan.scope import SCOPES
 
@@ -238,11 +238,12 @@ WHAT_SPARSITY_BUYS = (
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--units", is_flag=True, help="What could be removed whole: channels, neurons, heads.")
-@click.option("--data", metavar="PATH", help="With --units: samples, which also tell what does nothing.")
+@click.option("--saliency", is_flag=True, help="What input variables, neurons and channels are worth on --data.")
+@click.option("--data", metavar="PATH", help="Samples for --saliency; with --units they also tell what does nothing.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="A traceback when something fails.")
 @_fails_in_one_line
-def inspect(model: Path, units: bool, data: str | None, as_json: bool, verbose: bool) -> None:
+def inspect(model: Path, units: bool, saliency: bool, data: str | None, as_json: bool, verbose: bool) -> None:
     """List what could be pruned, what not and why. Needs no data."""
     if units:
         from onnx_obd.removable import inspect_units
@@ -250,6 +251,15 @@ def inspect(model: Path, units: bool, data: str | None, as_json: bool, verbose: 
 
         whole = inspect_units(model, data)
         click.echo(to_json(whole) if as_json else render_units(whole))
+        return
+    if saliency:
+        from onnx_obd.cells import inspect_cells
+        from onnx_obd.report import render_cells, to_json
+
+        if data is None:
+            raise UsageError("saliency is measured on samples: give --data")
+        cells = inspect_cells(model, data)
+        click.echo(to_json(cells) if as_json else render_cells(cells))
         return
     from onnx_obd.pipeline import inspect as run
     from onnx_obd.report import render_inspection, to_json

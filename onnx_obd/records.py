@@ -196,6 +196,50 @@ class Units:
 
 
 @dataclass(frozen=True)
+class CellSaliency:
+    """What the input variables, neurons or channels of one value are worth: ``onnx_obd.cells``.
+
+    ``saliency`` is the predicted rise of the mean loss if one is set to zero, flattened from ``shape``; ``axis`` is the
+    axis of the value that is judged, None if every element of a sample is. ``read_by`` is the node that reads it.
+    """
+
+    value: str
+    kind: str
+    read_by: str
+    axis: int | None
+    shape: tuple[int, ...]
+    saliency: tuple[float, ...]
+
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Flat indices of those whose saliency is zero."""
+        return tuple(index for index, value in enumerate(self.saliency) if value == 0)
+
+    def largest(self, number: int) -> list[tuple[int, ...]]:
+        """The indices, in ``shape``, of the most salient, the most first."""
+        order = sorted(range(len(self.saliency)), key=lambda index: -self.saliency[index])[:number]
+        return [_unravel(index, self.shape) for index in order]
+
+
+def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    found: list[int] = []
+    for size in reversed(shape):
+        index, place = divmod(index, size)
+        found.append(place)
+    return tuple(reversed(found))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The saliencies of a model's values on some samples, and the loss they are of."""
+
+    model: str
+    samples: int
+    objective: str
+    values: tuple[CellSaliency, ...]
+
+
+@dataclass(frozen=True)
 class Interval:
     """A median with its 95 % interval."""
 

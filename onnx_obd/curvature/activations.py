@@ -16,7 +16,7 @@ from onnx_obd.errors import UsageError
 
 
 def activation_saliency(
-    calibration: Calibration, values: Sequence[str], axis: int = 1, *, seed: int = 0
+    calibration: Calibration, values: Sequence[str], axis: int | None = 1, *, seed: int = 0
 ) -> dict[str, Tensor]:
     """Optimal Cell Damage: the predicted rise of the loss if a slice of a value is set to zero.
 
@@ -28,11 +28,12 @@ def activation_saliency(
 
     Args:
         values: names of float values of the main graph (inputs, outputs of nodes) that the objective depends on.
-        axis: the axis whose indices are judged; axis 0 holds the samples.
+        axis: the axis whose indices are judged; axis 0 holds the samples. None for every element of a sample by itself.
         seed: of the probes for operators without a rule of their own.
 
     Returns:
-        value name -> tensor with one number for each index of the axis; loss units, not negative.
+        value name -> tensor with one number for each index of the axis, or of the shape of a sample; loss units, not
+        negative.
 
     Raises:
         UsageError: a name that is no value of the graph, or one the objective does not depend on.
@@ -51,10 +52,10 @@ def activation_saliency(
         for name, slot in slots.items():
             if not isinstance(found.get(slot), Tensor):
                 raise UsageError(f"the objective does not depend on '{name}'")
-            if not -found[slot].dim() <= axis < found[slot].dim():
-                raise UsageError(f"'{name}' has {found[slot].dim()} axes, no axis {axis}")
             change = 0.5 * found[slot] * env[slot].detach().square()
-            others = [other for other in range(change.dim()) if other != axis % change.dim()]
+            if axis is not None and not -change.dim() <= axis < change.dim():
+                raise UsageError(f"'{name}' has {change.dim()} axes, no axis {axis}")
+            others = [0] if axis is None else [d for d in range(change.dim()) if d != axis % change.dim()]
             part = (change.sum(others) if others else change) * (batch.count / calibration.num_samples)
             total[name] = total[name] + part if name in total else part
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnx_obd.report.cells import render_cells
 from onnx_obd.report.html import to_html, write_html
 from onnx_obd.report.inspection import render_inspection
 from onnx_obd.report.json import to_json, write_json
@@ -10,6 +11,7 @@ from onnx_obd.report.table import render_table
 from onnx_obd.report.units import render_units
 
 __all__ = [
+    "render_cells",
     "render_inspection",
     "render_latency",
     "render_table",
