@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from onnx_obd.runtime.latency import measure_latency
 STEP = 1.12
 """How much faster one step makes the model; the curvature and the times are measured anew in each."""
 
-SMALLEST_STEP = 1.02
+SMALLEST_STEP = 1.014
 """A step that oversteps the drop is taken back and halved, down to this."""
 
 LEAST_GAIN = 1.01
@@ -78,6 +78,16 @@ def remove_units(run: Run) -> Run:
     return search.result()
 
 
+@dataclass(frozen=True)
+class Offers:
+    """What can be had from a point: the time of one run, by family the units from the cheapest on, and the offers."""
+
+    here: Point
+    microseconds: float
+    ascending: Mapping[int, list[int]]
+    families: Mapping[int, Offer]
+
+
 class Search:
     """Where the search has been (``points``), and what it may still spend."""
 
@@ -90,6 +100,7 @@ class Search:
         self.chosen: Point | None = None
         self.missed = ""
         self._tried: set[Gone] = set()
+        self._known: Offers | None = None
 
     # ---- a given share
 
@@ -123,14 +134,13 @@ class Search:
         target, step, stalled = self._target(here), STEP, 0
         self.chosen, why = here, "nothing that could still go saves time"
         while self.chosen.speed < target:
-            aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
-            there = self._step(here, aim, target)
-            if there is None:
+            offers = self._offers(here)
+            going, step = self._going(here, offers, step, target)
+            if not going:
                 break
+            there = self._stepped(here, going, target)
             if objection := self._objection(there.state):
                 why, step = objection, math.sqrt(step)
-                if step < SMALLEST_STEP:
-                    break
                 continue
             here = there
             if there.speed >= LEAST_GAIN * self.chosen.speed:
@@ -144,30 +154,40 @@ class Search:
         options = self.options
         if options.target_milliseconds is None:
             return options.speedup
-        return whole.record.milliseconds / options.target_milliseconds
+        return whole.record.milliseconds * whole.speed / options.target_milliseconds
 
-    def _step(self, here: Point, aim: float, target: float) -> Point | None:
-        """One step from a point, refitted, trained and timed; None if nothing is left to gain or to try."""
-        with self.run.progress.stage(f"removing units: {here.speed:.2f}x, towards {aim:.2f}x") as report:
-            going = self._going(here, aim, report)
-            if not going or here.state.gone | frozenset(going) in self._tried:
-                return None
-            self._tried.add(here.state.gone | frozenset(going))
+    def _offers(self, here: Point) -> Offers:
+        """What the families have to give from a point; known from the last time if it is the same."""
+        if self._known is None or self._known.here is not here:
+            with self.run.progress.stage(f"removing units: {here.speed:.2f}x, what the rest is worth") as report:
+                losses = self.thinning.losses(here.state, report)
+            with self.run.progress.stage(f"removing units: {here.speed:.2f}x, timing sizes") as report:
+                microseconds, gains = self.times.gains(here.state.gone, report)
+            left = self.thinning.left(here.state.gone)
+            ascending = {f: sorted((unit.id for unit in units), key=losses.__getitem__) for f, units in left.items()}
+            offers = {f: Offer([losses[unit] for unit in units], gains[f]) for f, units in ascending.items()}
+            self._known = Offers(here, microseconds, ascending, offers)
+        return self._known
+
+    def _going(self, here: Point, offers: Offers, step: float, target: float) -> tuple[list[int], float]:
+        """The units that cost least loss per microsecond, for the largest step not tried yet, and that step."""
+        while step >= SMALLEST_STEP:
+            aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
+            sizes = choose_sizes(offers.families, offers.microseconds * (1 - here.speed / aim))
+            ascending = offers.ascending
+            going = [unit for f, left in sizes.items() for unit in ascending[f][: len(ascending[f]) - left]]
+            gone = here.state.gone | frozenset(going)
+            if gone not in self._tried or not going:
+                self._tried.add(gone)
+                return going, step
+            step = math.sqrt(step)
+        return [], step
+
+    def _stepped(self, here: Point, going: list[int], target: float) -> Point:
+        """A point further: refitted, trained and timed."""
+        with self.run.progress.stage(f"removing units: {here.speed:.2f}x, {len(going)} fewer") as report:
             state = self.thinning.without(here.state, going, report)
         return self._timed(self._trained(state, target))
-
-    def _going(self, here: Point, aim: float, report) -> list[int]:
-        """The units that cost least loss per microsecond."""
-        losses = self.thinning.losses(here.state, report)
-        reference, gains = self.times.gains(here.state.gone, report)
-        left = self.thinning.left(here.state.gone)
-        offers = {family: Offer([losses[u.id] for u in units], gains[family]) for family, units in left.items()}
-        sizes = choose_sizes(offers, reference * (1 - here.speed / aim))
-        going: list[int] = []
-        for family, size in sizes.items():
-            ascending = sorted((unit.id for unit in left[family]), key=losses.__getitem__)
-            going += ascending[: len(ascending) - size]
-        return going
 
     def _trained(self, state: Thinned, target: float) -> Thinned:
         """Trained by a portion of the time there is; under a goal as many as are needed to meet it, while they help."""
