@@ -24,6 +24,7 @@ from onnx_obd.mirror.boundary import boundary, open_graphs
 from onnx_obd.mirror.integer_weights import IntegerWeight, find_integer_weights
 from onnx_obd.mirror.program import CallWithBodies, Program, Step
 from onnx_obd.mirror.registry import Operator, lookup
+from onnx_obd.mirror.rounding import mark_rounded
 from onnx_obd.mirror.scope import Builder, Scope
 from onnx_obd.mirror.values import TORCH_DTYPE, ElementType, Precision, from_tensor_proto, to_torch
 
@@ -89,7 +90,7 @@ class _Compiler:
         )
         self._integer_weights(outputs)
         template = [None] * self.root.size
-        program = Program(tuple(inputs), outputs, tuple(self.root.steps), template)
+        program = Program(tuple(inputs), outputs, tuple(mark_rounded(self.root.steps)), template)
         weights = {name: self.weights[name] for name in self.parameters}
         return Compiled(
             program, names, self.parameters, self.constants, scope.names, weights, self.boundaries, self.stored,

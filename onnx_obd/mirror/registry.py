@@ -15,6 +15,7 @@ The numbers are the since-versions of the schema it implements. A parameter's an
     ``Seed``              the attribute ``seed``; where the node has none, a number made from the node's name
     ``OutputCount``       a keyword: how many outputs the node has
     ``ElemTypes``         a keyword: the ``TensorProto.DataType`` of each input, 0 where unknown
+    ``Rounded``           a keyword: whether the result is rounded to a grid next (see ``rounding.py``)
     ``Like``              a keyword: an empty float32 tensor where the model is (its dtype and device follow ``.to``),
                           to make tensors from where no input is one
     ``Body``              an attribute holding a graph: arrives as a callable
@@ -43,6 +44,7 @@ ElemType = Annotated[ElementType, "elem_type"]
 Seed = Annotated[float, "seed"]
 OutputCount = Annotated[int, "output_count"]
 ElemTypes = Annotated[tuple[int, ...], "elem_types"]
+Rounded = Annotated[bool, "rounded"]
 Like = Annotated[torch.Tensor, "like"]
 Body = Annotated[Callable[..., tuple], "body"]
 
@@ -144,7 +146,7 @@ class Operator:
         return {p.name: p.default for p in self.parameters if isinstance(p.default, torch.dtype)}
 
     def keyword_of(self, kind: str) -> str | None:
-        """The keyword that wants "output_count", "elem_types", "like" or "seed", if the function has one."""
+        """The keyword that wants "output_count", "elem_types", "rounded", "like" or "seed", if the function has one."""
         return next((name for name in self.keywords if self.kinds.get(name) == kind), None)
 
 

@@ -50,7 +50,7 @@ ONLY_IN_WORDS = {
 }
 """Defaults that the schema gives in its description alone."""
 
-FILLED_IN = {"output_count", "elem_types", "like", "seed"}
+FILLED_IN = {"output_count", "elem_types", "rounded", "like", "seed"}
 """Kinds of keywords that are not attributes of the node."""
 
 STANDARD = [
