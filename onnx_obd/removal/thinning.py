@@ -35,13 +35,20 @@ from onnx_obd.units.find import Unit
 from onnx_obd.units.saliency import gate_saliency
 
 GATE_SAMPLES = 64
-"""Scoring samples from which the curvature of the gates is estimated."""
+"""Scoring samples from which the curvature of the gates is estimated at least: a unit that is silent on all of them
+seems to be worth nothing."""
 
-RIDGES = (0.01, 0.1, 1.0)
+GATE_SECONDS = 20.0
+"""More are used while that takes no longer."""
+
+RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Of the refit of the consumers: of many survivors few samples determine little."""
 
 REFIT_SECONDS = 60.0
 """A refit of the whole network takes about as long at most: of large networks fewer samples are used."""
+
+BOTH_WAYS = 5
+"""A sample by itself with its gradients takes about so many times as long as one in a batch without."""
 
 FEWEST = 8
 """Samples of which a refit makes use at least."""
@@ -92,8 +99,9 @@ class Thinning:
         run = self.run
         restore(run.mirror, state.weights)
         samples = run.scoring.samples
-        step = max(1, len(samples) // GATE_SAMPLES)
-        some = samples.subset(range(0, len(samples), step)[:GATE_SAMPLES])
+        count = max(GATE_SAMPLES, int(GATE_SECONDS / (BOTH_WAYS * self._seconds_of_a_sample)))
+        step = max(1, len(samples) // count)
+        some = samples.subset(range(0, len(samples), step)[:count])
         there = [unit for unit in self.units.units if unit.id not in state.gone]
         found = gate_saliency(run.mirror, run.objective, some, there, seed=run.options.seed, progress=progress)
         return {unit.id: loss for unit, loss in zip(there, found.tolist(), strict=True)}
@@ -191,14 +199,18 @@ class Thinning:
         return Thinned(gone, snapshot(run.mirror), quality, drop, trained)
 
     @cached_property
+    def _seconds_of_a_sample(self) -> float:
+        """Through the mirror at full size."""
+        start = time.perf_counter()
+        self.run.acceptance.loss()
+        return (time.perf_counter() - start) / self.run.acceptance.num_samples
+
+    @cached_property
     def _refit_samples(self) -> tuple[Calibration, Calibration]:
         """To fit on and to accept by: as many samples as the time allows."""
         run = self.run
-        start = time.perf_counter()
-        run.acceptance.loss()
-        each = (time.perf_counter() - start) / run.acceptance.num_samples
         nodes = max(1, len(run.operands[0]))
-        wanted = REFIT_SECONDS / (nodes * each)  # sample runs for each node
+        wanted = REFIT_SECONDS / (nodes * self._seconds_of_a_sample)  # sample runs for each node
         for_all = len(RIDGES) * run.acceptance.num_samples + 2 * run.fitting.num_samples
         if wanted >= for_all:
             return run.fitting, run.acceptance

@@ -74,7 +74,9 @@ def compensate(
     for number, operand in enumerate(operands, 1):
         for columns in column_blocks(operand.elements.shape[2]):
             equations = normal_equations(present, teacher, operand, columns, generator)
-            reason, before, step = _too_few(equations, operand, keep), loss, 0.0
+            # With several ridges the strong ones are for this case, and the loss decides whether any of them is enough.
+            reason = _too_few(equations, operand, keep) if len(ridges) == 1 else ""
+            before, step = loss, 0.0
             if not reason:
                 measure = partial(_loss_with, judge, operand)
                 several = [_changes(mirror, operand, equations, keep, ridge) for ridge in ridges]
