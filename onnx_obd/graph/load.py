@@ -73,8 +73,10 @@ def load_model(path: str | Path) -> Model:
     """
     path = Path(path)
     data = _read_file(path)
+    digest, size = hashlib.sha256(data), len(data)
     try:
         proto = onnx.ModelProto.FromString(data)
+        del data  # the checker takes a copy of its own
         if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
             raise ModelError(f"{path}: not an ONNX model: it holds no graph")
         if not _is_text(proto):
@@ -83,7 +85,6 @@ def load_model(path: str | Path) -> Model:
         _check(proto, str(path))
     except DecodeError as error:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one") from error
-    digest, size = hashlib.sha256(data), len(data)
     for location in sorted(set(external.values())):
         with data_path(path, location).open("rb") as file:
             while block := file.read(1 << 20):
