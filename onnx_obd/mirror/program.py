@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from onnx_obd.errors import ModelError, OnnxObdError
+from onnx_obd.errors import OnnxObdError
 from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.registry import Operator
 from onnx_obd.mirror.reuse import run_watched
 from onnx_obd.mirror.slices import Watch
+from onnx_obd.mirror.unrolled import Unrolled, node_failed
 
 MAX_PLANS = 16
 """How many input signatures keep their specialised program."""
@@ -59,7 +59,7 @@ class Step:
         except OnnxObdError:
             raise
         except Exception as error:
-            raise ModelError(f"node {self.node}: {_first_line(error)}") from error
+            raise node_failed(self.node, error) from error
         return result if isinstance(result, tuple) else (result,)
 
     def read_host(self, values: Sequence[Any]) -> Sequence[Any]:
@@ -147,12 +147,9 @@ class Program:
     template: Env
     no_steps: tuple[torch.Tensor | None, ...] = ()
     steady: frozenset[int] = frozenset()
-    _loop: list[tuple] = field(init=False, repr=False)
+    _recorded: Unrolled | None = field(init=False, default=None, repr=False)
     _unrecorded: Callable[[Env], tuple] | None = field(init=False, default=None, repr=False)
     _plans: dict[tuple, Program | None] = field(init=False, default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._loop = [(s.call, s.inputs, s.outputs, s.host and s.read_host, s.release) for s in self.steps]
 
     def start(self, inputs: Iterable[Any]) -> Env:
         env = self.template.copy()
@@ -190,33 +187,15 @@ class Program:
         And without gradients large batches are run in slices, where samples do not meet (see ``slices``).
         """
         if not reuse or torch.is_grad_enabled() or not self.steady or torch._C._are_functorch_transforms_active():
-            return self._run_loop(self._loop, env)
+            self._recorded = self._recorded or Unrolled(self.steps, [step.call for step in self.steps], self.outputs)
+            return self._recorded(env)
         if self._unrecorded is not None:
             return self._unrecorded(env)
         watch = Watch(self, env)
-        overwriting, outputs = run_watched(self, env, watch.step)
-        loop = [(own or call, *rest) for own, (call, *rest) in zip(overwriting, self._loop, strict=True)]
+        calls, outputs = run_watched(self, env, watch.step)
         slices = watch.slices(env, outputs)
-        self._unrecorded = slices.run if slices else partial(self._run_loop, loop)
+        self._unrecorded = slices.run if slices else Unrolled(self.steps, calls, self.outputs)
         return outputs
-
-    def _run_loop(self, loop: list[tuple], env: Env) -> tuple:
-        position, value_of = 0, env.__getitem__
-        try:
-            for position, (call, ins, outs, read_host, release) in enumerate(loop):  # noqa: B007
-                result = call(*(read_host([*map(value_of, ins)]) if read_host else map(value_of, ins)))
-                if isinstance(result, tuple):
-                    for slot, value in zip(outs, result, strict=False):
-                        env[slot] = value
-                else:
-                    env[outs[0]] = result
-                for slot in release:
-                    env[slot] = None
-        except OnnxObdError:
-            raise
-        except Exception as error:
-            raise ModelError(f"node {self.steps[position].node}: {_first_line(error)}") from error
-        return tuple([env[slot] for slot in self.outputs])
 
     def record(self, env: Env) -> Env:
         """Run every step and keep every value."""
@@ -309,8 +288,3 @@ def run_step(step: Step, env: Env, host: Mapping[int, tuple[int, Any]] = Mapping
     """The outputs of one step on the values in ``env``; what goes wrong is told with the node's name."""
     tuples = dict(host.values())
     return step(*(tuples[slot] if slot in tuples else env[slot] for slot in step.inputs))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0].strip() if lines else type(error).__name__}"

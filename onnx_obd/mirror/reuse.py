@@ -30,8 +30,8 @@ def keep_freed_memory() -> None:
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
-def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[list[Callable | None], tuple]:
-    """Run the program from ``env``: for each step the call that overwrites its first input if it may; the outputs.
+def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[list[Callable], tuple]:
+    """Run the program from ``env``: each step's call, overwriting its first input where it may; and the outputs.
 
     ``told`` is called with each step, its inputs and its outputs.
     """
@@ -44,7 +44,7 @@ def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[
         free = free and _fills_its_storage(operand) and owners[next(_storages(operand))] == 1
         outputs = step(*values)
         told(step, values, outputs)
-        found.append(_overwriting(step) if free and _alike(operand, outputs[0]) else None)
+        found.append(_overwriting(step) if free and _alike(operand, outputs[0]) else step.call)
         for slot, value in zip(step.outputs, outputs, strict=False):
             env[slot] = value
             owners.update(_storages(value))

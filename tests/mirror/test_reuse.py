@@ -22,9 +22,8 @@ def _mirror(nodes, outputs=("y",), weights=None) -> Mirror:
 def _overwriting(mirror: Mirror, x: torch.Tensor) -> list[str]:
     """The nodes whose loop under ``no_grad`` differs from that with gradients."""
     plan = mirror.plan([x])
-    (reusing,) = plan._unrecorded.args
-    pairs = zip(plan.steps, plan._loop, reusing, strict=True)
-    return [step.operator.name for step, plain, own in pairs if plain[0] is not own[0]]
+    pairs = zip(plan.steps, plan._unrecorded.calls, strict=True)
+    return [step.operator.name for step, call in pairs if call is not step.call]
 
 
 def _check(mirror: Mirror, x: torch.Tensor) -> None:
