@@ -3,10 +3,11 @@
     python -m benchmarks.mirror_speed CORPUS [--only REGEX] [--rounds 7]
 
 One thread each, without gradients, random inputs. Each batch size is run in a process of its own, where onnxruntime
-and the mirror take turns; a figure is the fastest of the rounds. Memory is the growth of the peak resident size while
-a process loads the model from its file and runs it three times, at the largest batch; the libraries are in memory
-already and have run another model. What is less than 1 MB counts as that. A dash: the model's batch is fixed, or the
-input would be too large for the table to be made in minutes.
+and the mirror take turns; a figure is the fastest of the rounds, in processor time, so that other work on the machine
+disturbs less. Memory is the growth of the peak resident size while a process loads the model from its file and runs it
+three times, at the largest batch; the libraries are in memory already and have run another model. What is less than
+1 MB counts as that. A dash: the model's batch is fixed, or the input would be too large for the table to be made in
+minutes.
 """
 
 from __future__ import annotations
@@ -132,11 +133,11 @@ def _time(path: Path, batch: int, rounds: int) -> Timing | None:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    count, start = 0, time.perf_counter()
+    count, start = 0, time.process_time()
     while True:
         run()
         count += 1
-        elapsed = time.perf_counter() - start
+        elapsed = time.process_time() - start
         if elapsed > LEAST_SECONDS:
             return elapsed / count
 
