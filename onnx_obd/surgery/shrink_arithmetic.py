@@ -155,11 +155,15 @@ class Arithmetic:
             self._follow(step, inputs, sources)
 
     def _follow(self, step: TracedStep, inputs: list[torch.Tensor], sources: list[Sources]) -> None:
-        """Where the elements of rearranged tensors come from: the same rearrangement of the numbers of theirs."""
+        """Where the elements of rearranged tensors come from: the same rearrangement of the numbers of theirs.
+
+        The first input is rearranged, or all of them; behind a condition those that it chooses from.
+        """
         joins = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in step.step.operator.parameters)
+        chooses = inputs[0].dtype == torch.bool and self.values[step.outputs[0]].dtype != torch.bool
         data = [
             torch.from_numpy(source).reshape(tensor.shape)
-            if (joins or position == 0) and position not in step.step.host
+            if (joins or (position == 0) != chooses) and position not in step.step.host
             else tensor
             for position, (tensor, source) in enumerate(zip(inputs, sources, strict=True))
         ]

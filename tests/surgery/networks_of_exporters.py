@@ -244,3 +244,19 @@ def one_dimensional_through_two() -> onnx.ModelProto:
     batch = g.op("Slice", g.op("Shape", x), g.ints(0), g.ints(1))
     y = g.op("Reshape", pooled, g.op("Concat", batch, g.ints(20), axis=0))
     return g.model(g.dense(g.op("Relu", g.dense(y, 20, 8)), 8, 3))
+
+
+@network(neuron=[8])
+def token_expanded_by_choice() -> onnx.ModelProto:
+    """PyTorch's expand(batch, -1, -1): Where the size is -1, 1."""
+    g = Graph()
+    x = g.input("x", "batch", 5, 7)
+    batch = g.op("Slice", g.op("Shape", x), g.ints(0), g.ints(1))
+    asked, ones = g.op("Concat", batch, g.ints(-1), g.ints(8), axis=0), g.op("ConstantOfShape", g.ints(3), value=ONE)
+    open_ = g.op("Equal", asked, g.op("Mul", ones, g.tensor(np.int64(-1))))
+    token = g.op("Expand", g.weight(1, 1, 8), g.op("Where", open_, ones, asked))
+    y = g.op("Concat", token, g.dense(x, 7, 8), axis=1)
+    return g.model(g.dense(g.op("Relu", y), 8, 3))
+
+
+ONE = onnx.helper.make_tensor("value", onnx.TensorProto.INT64, [1], [1])
