@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,8 @@ from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.curvature import estimate_curvature
 from onnx_obd.curvature.prediction import predict_jointly
 from onnx_obd.curvature.store import CurvatureKey, load_curvature, save_curvature
-from onnx_obd.errors import NumericalError
 from onnx_obd.evidence import gather
+from onnx_obd.guard import guarded, loss_after
 from onnx_obd.plan.nm import Pattern, reduction_axis
 from onnx_obd.plan.rounds import Rounds
 from onnx_obd.plan.scope import make_pools, parse_sparsity_of
@@ -80,6 +79,8 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int, *, repaired: b
         if found.went_too_far and options.trust == "stop" and history:
             restore(run.mirror, before)
             notes = (*notes, _stopped(plan, found))
+            if repaired:
+                notes += refit_survivors(run, keep, f"{method}{REPAIRED}")
             break
         plan, done, keep = attempt, upto, dict(attempt.keep)
         history.append(replace(found, seconds=time.perf_counter() - began))
@@ -152,7 +153,8 @@ def rank(
     """The scores of ``weights``, with the derivatives where the mirror stands.
 
     Of a method of several criteria, the scores after whose deletion (``plan_of``) the measured loss is lowest: they
-    read the same curvature, and none is best everywhere.
+    read the same curvature, and none is best everywhere. Then tensors are spared where that is measured to
+    be better (``guard``).
     """
     options, criteria = run.options, [find_criterion(name) for name in criteria_of(method)]
     curvature = None
@@ -164,19 +166,10 @@ def rank(
         for criterion in criteria:
             evidence = gather(criterion, run.scoring, run.prunable, curvature, run.operands[0])
             found.append(score(criterion.name, prunable, curvature, evidence, seed=options.seed + number))
-        return found[0] if len(found) == 1 else min(found, key=lambda saliency: _loss_after(run, plan_of(saliency)))
-
-
-def _loss_after(run: Run, plan: Plan) -> float:
-    """The measured loss if the plan were carried out; the mirror is left as it was."""
-    before = {name: run.mirror.weights[name].detach().clone() for name in plan.keep}
-    apply_masks(run.mirror, plan.keep)
-    try:
-        return run.scoring.loss()
-    except NumericalError:
-        return math.inf
-    finally:
-        restore(run.mirror, before)
+        if len(found) == 1:
+            return found[0]
+        best = min(found, key=lambda saliency: loss_after(run.scoring, plan_of(saliency).keep))
+        return guarded(run.acceptance, run.scoring, best, plan_of)
 
 
 def _make_up(run: Run, before: Mapping[str, Tensor]) -> None:
@@ -297,4 +290,7 @@ def _retrain(run: Run, keep: Mapping[str, Tensor], label: str) -> None:
     options = run.options
     recipe = Recipe(options.retrain_epochs, None, options.learning_rate, options.seed, options.variant == "decay")
     with run.progress.stage(label) as report, run.timed("training"):
-        Training(run.scoring, run.origin.original, keep, recipe, teacher=run.origin.mirror).run(report)
+        training = Training(
+            run.fitting, run.origin.original, keep, recipe, teacher=run.origin.mirror, validation=run.acceptance
+        )
+        training.run(report)
