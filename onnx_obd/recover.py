@@ -55,7 +55,14 @@ def _training(run: Run, best: Candidate) -> Training:
     options = run.options
     minutes = options.recover_minutes if run.minutes_left is None else run.minutes_left
     recipe = Recipe(options.recover_epochs or None, minutes or None, options.learning_rate, options.seed)
-    return Training(run.scoring, run.origin.original, best.plan.keep, recipe, teacher=run.origin.mirror)
+    return Training(
+        run.fitting,
+        run.origin.original,
+        best.plan.keep,
+        recipe,
+        teacher=run.origin.mirror,
+        validation=run.acceptance,
+    )
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""Masked training towards the original's outputs: first those of every node, then those that the objective looks at.
+"""Masked training towards the original's outputs: those of every node, if it needs that, then what the objective sees.
 
 No training code and no labels are needed: the teacher is the model as it was (knowledge distillation; Hinton, Vinyals,
 Dean 2015; node by node: Romero et al. 2015). Where the objective has labels, these take the teacher's place at the end.
@@ -22,10 +22,10 @@ from onnx_obd.recovery.trainable import trainable_weights
 from onnx_obd.surgery.mask import restore, snapshot
 
 VALIDATION = 0.2
-"""Share of the scoring samples that are not trained on and decide which state is kept."""
+"""Share of the samples that are not trained on and decide which state is kept, if no others are given for that."""
 
-LAYERWISE = 0.3
-"""Share of the training that matches the outputs of the nodes: a good start, but not the objective."""
+LAYERWISE = 0.15
+"""Share of the training that matches the outputs of the nodes: a start for what is badly damaged, not the objective."""
 
 WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
@@ -43,8 +43,11 @@ PATIENCE = 0.4
 LEARNING_RATES = (2e-2, 5e-3, 1e-3, 3e-4)
 """Among these a trial decides: small dense networks take the first, deep ones of depthwise convolutions the last."""
 
-TRIAL = 24
-"""Steps of a trial."""
+TRIAL = 48
+"""Steps of a trial at most. The rate falls to zero in them: while it is high, a good one too looks bad."""
+
+TRIAL_SHARE = 0.06
+"""Of the whole training at most, for one trial. What the best one has gained is kept."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class State:
     """Where a training stands; with the mirror's weights and Adam's moments, all that it takes to go on.
 
     Losses are means over the validation samples; ``best`` are the weights of the lowest, ``best_at`` is how much of the
-    training was done then, ``moments`` what Adam remembers of each weight.
+    training was done then, ``layerwise`` how much of it matches nodes, ``moments`` what Adam remembers of each weight.
     """
 
     best: dict[str, Tensor]
@@ -91,6 +94,7 @@ class State:
     start_loss: float
     best_at: float = 0.0
     learning_rate: float = 0.0
+    layerwise: float = LAYERWISE
     epoch: int = 0
     seconds: float = 0.0
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -100,7 +104,9 @@ class Training:
     """Training in place: what ``keep`` deletes stays exactly zero, tensors without a mask are trained whole.
 
     Args:
-        calibration: the scoring samples. Some are set aside to validate on; the held-back samples are never seen.
+        calibration: samples to train on; the held-back samples are never seen.
+        validation: samples that decide which state is kept. They must not have been fitted to before, or the state at
+            the start looks better than it is. By default some of ``calibration`` are set aside.
         original: the weights of the teacher.
         teacher: the mirror they belong to, where it is not the one that is trained (units were removed from that).
     """
@@ -112,10 +118,12 @@ class Training:
         keep: Mapping[str, Tensor],
         recipe: Recipe,
         teacher: Mirror | None = None,
+        validation: Calibration | None = None,
     ):
         self.mirror, self.objective, self.recipe = calibration.mirror, calibration.objective, recipe
         self.original, self.teacher = original, teacher or calibration.mirror
-        self.train, self.validation = _split(calibration, self.teacher, original, recipe.seed)
+        parts = _split(calibration, self.teacher, original, recipe.seed) if validation is None else None
+        self.train, self.validation = parts or (calibration, validation)
         self.names = trainable_weights(self.mirror, self.objective.slots)
         self.deleted = {name: ~mask for name, mask in keep.items()}
         weights = snapshot(self.mirror)
@@ -144,15 +152,20 @@ class Training:
         begin = time.perf_counter() - state.seconds
         if not state.learning_rate:
             state.learning_rate = self.recipe.learning_rate or self._trials()
+            if not self.nodes or (state.best_loss < state.start_loss and not self.recipe.fade):
+                state.layerwise = 0.0
         optimizer = self._optimizer()
         done = self.recipe.progress(state.epoch, state.seconds)
-        warm = FADED if self.recipe.fade else LAYERWISE
+        warm = FADED if self.recipe.fade else state.layerwise
         while done < 1 and done - max(state.best_at, warm) <= PATIENCE:
+            matching = done < state.layerwise
             done = self._epoch(optimizer, begin)
             state.epoch += 1
             state.seconds = time.perf_counter() - begin
             done = max(done, self.recipe.progress(state.epoch, state.seconds))
             self._validate(done)
+            if matching and done >= state.layerwise and not self.recipe.fade:
+                restore(self.mirror, state.best)  # what matching the nodes has gained, or the start if that is better
             weights = {name: self.mirror.weights[name] for name in self.names}
             state.moments = {name: optimizer.state[w] for name, w in weights.items() if w in optimizer.state}
             if after_epoch:
@@ -173,7 +186,8 @@ class Training:
             done = self.recipe.progress(self.state.epoch + number / len(steps), time.perf_counter() - begin)
             if done >= 1:
                 break
-            self._step(optimizer, batches, done, _rate(done) * self.state.learning_rate, generator)
+            rate = _rate(done) * self.state.learning_rate
+            self._step(optimizer, batches, done, rate, generator, matching=done < self.state.layerwise)
         return done
 
     def _step(
@@ -183,6 +197,7 @@ class Training:
         done: float,
         rate: float,
         generator: torch.Generator,
+        matching: bool = False,
     ) -> None:
         for group, name in zip(optimizer.param_groups, self.names, strict=True):
             group["lr"] = rate * self.scale[name]
@@ -190,30 +205,37 @@ class Training:
         total = sum(batch.count for batch in batches)
         for batch in batches:
             drawn = self._mixed(batch, generator) if self.mixes else batch
-            (self._loss(drawn, done) * (batch.count / total)).backward()
+            (self._loss(drawn, matching) * (batch.count / total)).backward()
         optimizer.step()
         self._delete(done)
 
     def _trials(self) -> float:
         """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.
 
-        The mirror is left as it was.
+        The mirror goes on from there, if that is better than where it was; then nodes need not be matched first.
         """
-        before, losses = snapshot(self.mirror), {}
+        before, losses, state = snapshot(self.mirror), {}, self.state
         for rate in LEARNING_RATES:
             try:
                 losses[rate] = self._trial(rate)
+                if losses[rate] < state.best_loss and not self.recipe.fade:
+                    state.best, state.best_loss = snapshot(self.mirror), losses[rate]
             finally:
                 restore(self.mirror, before)
+        if state.best_loss < state.start_loss:
+            restore(self.mirror, state.best)
         return min(losses, key=losses.__getitem__)
 
     def _trial(self, rate: float) -> float:
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        optimizer, steps = self._optimizer(), []
+        generator, recipe = torch.Generator().manual_seed(self.recipe.seed), self.recipe
+        optimizer, start = self._optimizer(), time.perf_counter()
+        steps, done = _minibatches(self.train.batches, generator), 0.0
         for number in range(TRIAL):
-            steps = steps or _minibatches(self.train.batches, generator)
-            # At a rate that does not fall the loss shows how it trembles, not how far it has come.
-            self._step(optimizer, steps.pop(), LAYERWISE, rate * _rate((number + 0.5) / TRIAL), generator)
+            done = recipe.progress(number / len(steps), time.perf_counter() - start) / TRIAL_SHARE
+            done = max(done, number / TRIAL)
+            if done >= 1:
+                break
+            self._step(optimizer, steps[number % len(steps)], LAYERWISE, rate * (1 - done), generator)
         self._delete(1.0)
         try:
             return self.validation.loss()
@@ -238,9 +260,9 @@ class Training:
             values = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
         return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(values, None)))
 
-    def _loss(self, batch: Batch, done: float) -> Tensor:
-        """The mean loss of one batch: of the nodes' outputs at the beginning, of the objective from then on."""
-        if done >= LAYERWISE or not self.nodes:
+    def _loss(self, batch: Batch, matching: bool) -> Tensor:
+        """The mean loss of one batch: of the nodes' outputs while these are matched, of the objective from then on."""
+        if not matching:
             values = self.mirror.evaluate(batch.inputs, outputs=self.objective.slots)
             return self.objective.loss(values, batch.targets, batch.count)
         with torch.no_grad():

@@ -85,17 +85,33 @@ def test_what_fades_shrinks_until_it_is_gone(pruned):
     assert not found.mirror.weights["w0"].detach()[gone].count_nonzero()
 
 
-def test_the_learning_rate_is_tried_out_and_the_trial_leaves_no_trace(pruned):
+def test_the_learning_rate_is_tried_out_and_the_best_trial_is_gone_on_from(pruned):
     found, original, keep = pruned
-    training, before = Training(found, original, keep, Recipe(epochs=1)), snapshot(found.mirror)
-    chosen = training._trials()
-    assert all(torch.equal(found.mirror.weights[name], value) for name, value in before.items())
-    losses = {}
+    training, before = Training(found, original, keep, Recipe(epochs=20)), snapshot(found.mirror)
+    losses, weights = {}, {}
     for rate in LEARNING_RATES:
         losses[rate] = training._trial(rate)
+        weights[rate] = snapshot(found.mirror)
         restore(found.mirror, before)
+    chosen = training._trials()
     assert chosen == min(losses, key=losses.get) and len(set(losses.values())) == len(LEARNING_RATES)
-    assert losses[chosen] < training.state.start_loss
+    assert training.state.best_loss == losses[chosen] < training.state.start_loss
+    assert all(torch.equal(found.mirror.weights[name], value) for name, value in weights[chosen].items())
+    assert all((found.mirror.weights[name][~mask] == 0).all() for name, mask in keep.items())
+
+
+def test_a_trial_that_gains_nothing_leaves_no_trace_and_the_nodes_are_matched(pruned, monkeypatch):
+    monkeypatch.setattr("onnx_obd.recovery.training.LEARNING_RATES", (1e30,))
+    training, before = Training(*pruned, Recipe(epochs=1)), snapshot(pruned[0].mirror)
+    training._trials()
+    assert all(torch.equal(pruned[0].mirror.weights[name], value) for name, value in before.items())
+    assert training.run().layerwise > 0
+
+
+def test_validation_samples_may_be_given(pruned):
+    found, original, keep = pruned
+    training = Training(found, original, keep, Recipe(epochs=1), validation=found)
+    assert training.validation is found and training.train is found
 
 
 def test_a_rate_that_diverges_is_not_chosen(pruned, monkeypatch):
