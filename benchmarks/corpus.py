@@ -104,25 +104,29 @@ def _intents(data: Path):
     return train[:CALIBRATION], test, labels
 
 
-def _imagenette(data: Path):
+def _imagenet(data: Path):
+    """Calibrates on photos of all kinds of classes, and tests on the ten of imagenette.
+
+    With photos of these ten classes only, recovery makes a network of a thousand classes one of ten.
+    """
     from PIL import Image
 
     with open(data / "imagenette" / "labels.csv", newline="") as file:
         rows = [(row["file"], int(row["class_index"])) for row in csv.DictReader(file)]
 
-    def read(name: str) -> np.ndarray:
-        image = Image.open(data / "imagenette" / name).convert("RGB")
+    def read(path: Path) -> np.ndarray:
+        image = Image.open(path).convert("RGB")
         scale = 256 / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
         left, top = (image.width - 244) // 2, (image.height - 244) // 2
         return np.asarray(image.crop((left, top, left + 244, top + 244)))
 
-    parts = {part: [row for row in rows if row[0].startswith(part)] for part in ("calib", "test")}
-    limits = {"calib": 256, "test": 500}
-    chosen = [part[:: max(1, len(part) // limits[name])][: limits[name]] for name, part in parts.items()]
+    photos = sorted((data / "imagenet_calib").glob("*.JPEG"))[:CALIBRATION]
+    tested = [(data / "imagenette" / name, label) for name, label in rows if name.startswith("test")]
     prepare = _chw((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    calibration, test = (prepare(np.stack([read(name) for name, _ in part])) for part in chosen)
-    return calibration, test, np.array([label for _, label in chosen[1]])
+    parts = photos, [path for path, _ in tested]
+    calibration, test = (np.concatenate([prepare(read(path)[None]) for path in paths]) for paths in parts)
+    return calibration, test, np.array([label for _, label in tested])
 
 
 def _magika(data: Path):
@@ -174,7 +178,7 @@ LOADERS: dict[str, Loader] = {
     "hand_keypoint_classifier": _keypoints,
     "iris_mstutorial_mlp": _iris,
     "intent_mlp_aria": _intents,
-    "mobilenetv2_fp32_derived": _imagenette,
+    "mobilenetv2_fp32_derived": _imagenet,
     "magika_fast_v2_1": _magika,
 }
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 import numpy as np
@@ -96,11 +97,13 @@ def prepare(task: Task, folder: Path) -> tuple[Path, np.ndarray]:
     return data, outputs(task, open_session(task.model))
 
 
-def pruned_row(task: Task, data: Path, original: np.ndarray, method: str, sparsity: float, minutes: float) -> Row:
-    """One run of the whole command."""
-    options = {"method": method}
+def pruned_row(
+    task: Task, data: Path, original: np.ndarray, method: str, sparsity: float, minutes: float, **options: Any
+) -> Row:
+    """One run of the whole command, with further ``options``."""
+    options["method"] = method
     if method == TEXTBOOK:
-        options = {"method": "magnitude", "rounds": 1, "repair": False}
+        options |= {"method": "magnitude", "rounds": 1, "repair": False}
     output, start = data.with_name("pruned.onnx"), time.perf_counter()
     report = prune(
         task.model, data, output, sparsity=sparsity, recover_minutes=minutes, benchmark=False, **options
@@ -111,9 +114,9 @@ def pruned_row(task: Task, data: Path, original: np.ndarray, method: str, sparsi
 
 def run_all(
     corpus: Path, models: Sequence[str], methods: Sequence[str], sparsities: Sequence[float], minutes: Sequence[float],
-    known: Sequence[Row],
+    known: Sequence[Row], **options: Any,
 ) -> Iterator[Row]:  # fmt: skip
-    """Every method at every sparsity with every length of recovery, but for what is known."""
+    """Every method at every sparsity with every length of recovery, but for what is known. ``options``: of each run."""
     done = {row.key for row in known}
     for model in models:
         wanted = [(method, s, m) for method in methods for m in minutes for s in sparsities]
@@ -127,7 +130,7 @@ def run_all(
                 accuracy = float((task.to_class(original) == task.labels).mean())
                 yield Row(model, ORIGINAL, 0.0, 0.0, accuracy, 0.0, 1.0, 0.0, 1.0)
             for method, sparsity, length in wanted:
-                yield pruned_row(task, data, original, method, sparsity, length)
+                yield pruned_row(task, data, original, method, sparsity, length, **options)
 
 
 def overview(found: list[Row], sparsities: list[float]) -> list[str]:
@@ -188,6 +191,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
 @click.option("--methods", callback=_names, default=f"auto,obd,magnitude,{TEXTBOOK}", show_default=True)
 @click.option("--sparsities", callback=_names, default="0.5,0.7,0.8,0.9", show_default=True)
 @click.option("--minutes", callback=_names, default="0", show_default=True, help="Lengths of recovery; 0: one-shot.")
+@click.option("--rounds", type=int, help="Of each run; the command's default if not given.")
+@click.option("--samples", type=int, help="To calibrate on; all 256 if not given.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file of rows to add to.")
 @click.option("--output", type=click.Path(path_type=Path), help="Markdown file; standard output by default.")
 def main(
@@ -196,6 +201,8 @@ def main(
     methods: list[str],
     sparsities: list[str],
     minutes: list[str],
+    rounds: int | None,
+    samples: int | None,
     results: Path | None,
     output: Path | None,
 ) -> None:
@@ -205,7 +212,9 @@ def main(
             raise click.UsageError(f"no data for {name}; there are {', '.join(LOADERS)}")
     stored = json.loads(results.read_text("utf-8")) if results and results.exists() else []
     found = [Row(**row) for row in stored]
-    for row in run_all(corpus, models, methods, [*map(float, sparsities)], [*map(float, minutes)], tuple(found)):
+    options = {name: value for name, value in (("rounds", rounds), ("samples", samples)) if value is not None}
+    numbers = [*map(float, sparsities)], [*map(float, minutes)]
+    for row in run_all(corpus, models, methods, *numbers, tuple(found), **options):
         click.echo(f"{row.model}: {row.name} {row.sparsity:g}: {100 * row.accuracy:.1f}", err=True)
         found.append(row)
         if results:

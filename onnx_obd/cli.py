@@ -85,7 +85,7 @@ _prune_options = [
     click.option("--include", multiple=True, callback=_patterns, help="Only weights whose name matches (*, ?, [..])."),
     click.option("--exclude", multiple=True, callback=_patterns, help="Not the weights whose name matches."),
     click.option("--prune-biases", is_flag=True, help="Rank biases and normalisation parameters too."),
-    click.option("--repair/--no-repair", default=True, show_default=True, help="Refit the survivors afterwards."),
+    click.option("--repair/--no-repair", default=True, show_default=True, help="Refit the survivors as weights go."),
     click.option("--retrain-epochs", type=int, default=0, show_default=True, help="Masked training after each round."),
     click.option(
         "--variant",
