@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from onnx_obd.calibration.quality import assess
 from onnx_obd.errors import UsageError
 from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes
-from onnx_obd.records import FrontierPoint, Interval
+from onnx_obd.records import FrontierPoint, Interval, Latency
 from onnx_obd.removal.thinning import Gone, Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import TimeOfSizes
 from onnx_obd.run import Run
@@ -33,6 +35,10 @@ ROUNDS = 8
 """Steps in which a given share of the units goes; the curvature is estimated anew in each."""
 
 CLOCK_SECONDS = 1.0
+"""For the timing of one step."""
+
+SURE_SECONDS = 4.0
+"""For that of a step that seems to reach the speed: other work on the machine can make one second lie."""
 
 BETWEEN_STEPS = 0.7
 """Share of the recovery's time that is spent during the search; the rest is for the model chosen."""
@@ -98,7 +104,7 @@ class Search:
         self.minutes = BETWEEN_STEPS * self.options.recover_minutes
         self.points: list[Point] = []
         self.chosen: Point | None = None
-        self.missed = ""
+        self.missed, self.target = "", math.inf
         self._tried: set[Gone] = set()
         self._known: Offers | None = None
 
@@ -132,6 +138,7 @@ class Search:
         """Step by step to the speed asked for, or as far as the samples allow."""
         here = self._timed(self.thinning.whole)
         target, step, stalled = self._target(here), STEP, 0
+        self.target = target
         self.chosen, why = here, "nothing that could still go saves time"
         while self.chosen.speed < target:
             offers = self._offers(here)
@@ -226,18 +233,12 @@ class Search:
 
     def _timed(self, state: Thinned) -> Point:
         """The state with its time, interleaved with the original, as a point of the frontier."""
-        run, options, quality = self.run, self.options, state.quality
+        options, quality = self.options, state.quality
         proto = self.thinning.model(state.gone, state.weights)
         if state.gone or self.thinning.subnormal:
-            timed = measure_latency(
-                run.model.proto,
-                proto,
-                run.scoring.samples,
-                batch=options.batch,
-                threads=options.threads,
-                provider=options.provider,
-                seconds=CLOCK_SECONDS,
-            )
+            timed = self._clock(proto, CLOCK_SECONDS)
+            if timed.speedup.median >= self.target:  # what ends the search is made sure of
+                timed = self._clock(proto, SURE_SECONDS)
             milliseconds, speedup = timed.pruned.median, timed.speedup
         else:
             milliseconds, speedup = self.times.gains(state.gone)[0] / 1e3, Interval(1.0, 1.0, 1.0)
@@ -257,7 +258,20 @@ class Search:
         self.points.append(Point(state, record))
         return self.points[-1]
 
-    def _kept(self, record: FrontierPoint, proto) -> str:
+    def _clock(self, proto: onnx.ModelProto, seconds: float) -> Latency:
+        """The model beside the original."""
+        run, options = self.run, self.options
+        return measure_latency(
+            run.model.proto,
+            proto,
+            run.scoring.samples,
+            batch=options.batch,
+            threads=options.threads,
+            provider=options.provider,
+            seconds=seconds,
+        )
+
+    def _kept(self, record: FrontierPoint, proto: onnx.ModelProto) -> str:
         folder, stem = Path(self.options.keep_frontier), Path(self.run.model.path or "model").stem
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{stem}-{len(self.points):02d}-{record.speedup.median:.2f}x.onnx"

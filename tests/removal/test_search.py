@@ -1,5 +1,7 @@
 """The search: it reaches what was asked for or says why not; what comes out is the same model with smaller tensors."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,7 @@ from onnx_obd import prune
 from onnx_obd.errors import UsageError
 from onnx_obd.graph.session import open_session
 from onnx_obd.options import Options
+from onnx_obd.records import Interval, Latency
 from onnx_obd.removal import remove_units, search, time_of_sizes
 from onnx_obd.removal.search import Search
 from tests.removal.clock import microseconds, run_by_weights
@@ -21,6 +24,7 @@ def weights_left(run):
 def test_faster_and_still_the_same_model(tmp_path, monkeypatch):
     """By the real clock, from end to end."""
     monkeypatch.setattr(search, "CLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(search, "SURE_SECONDS", 0.1)
     monkeypatch.setattr(time_of_sizes, "SECONDS_EACH", 0.02)
     wide(tmp_path, sizes=(16, 512, 256, 3))
     options = {"speedup": 1.2, "benchmark": False}
@@ -102,9 +106,23 @@ def test_time_that_is_only_promised(tmp_path, monkeypatch):
     assert any("the last steps made it no faster" in note for note in run.notes)
 
 
-def _same(original, pruned, samples, **options):
-    from onnx_obd.records import Interval, Latency
+def test_a_second_that_lied_does_not_end_it(tmp_path, monkeypatch):
+    run_by_weights(monkeypatch)
+    honest = search.measure_latency
 
+    def latency(*models, seconds, **options):
+        found = honest(*models, seconds=seconds, **options)
+        lie = Interval(9.0, 9.0, 9.0)
+        return found if seconds == search.SURE_SECONDS else replace(found, speedup=lie)
+
+    monkeypatch.setattr(search, "measure_latency", latency)
+    before = prepared(tmp_path, speedup=1.3)
+    run = remove_units(before)
+    assert 1.3 <= weights_left(before) / weights_left(run) < 1.6
+    assert run.frontier[-1].speedup.median == pytest.approx(weights_left(before) / weights_left(run))
+
+
+def _same(original, pruned, samples, **options):
     return Latency(Interval(5, 5, 5), Interval(5, 5, 5), Interval(1, 1, 1), 1, 1, 1)
 
 
