@@ -3,11 +3,14 @@
     python -m benchmarks.curvature_cost [lenet 3c3d MODEL.onnx ...] [--samples 128] [--batch-size 128] [--repeats 7]
 
 Interleaved: every repeat times the plain pass and each estimator in turn, and the table shows the median over the
-repeats of their ratio. All weights and biases are differentiated. Inputs are random.
+repeats of their ratio. All weights and biases are differentiated. Inputs are random. With ``--memory`` the peak of each
+instead, in a process of its own: resident memory, samples included, beyond that of the warmed up libraries.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -72,6 +75,35 @@ def cost(proto: onnx.ModelProto, names: tuple[str, ...], count: int, batch_size:
     return [1e3 * statistics.median(row[0] for row in times), *ratios]
 
 
+def network(model: str) -> onnx.ModelProto:
+    return NETWORKS[model]() if model in NETWORKS else onnx.load(model)
+
+
+def peak(model: str, name: str, count: int, batch_size: int) -> float:
+    """MB that samples and one pass (``plain``, or an estimator) take beyond what a fresh process has."""
+    torch.set_num_threads(1)
+
+    def run(calibration: Calibration) -> None:
+        if name == "plain":
+            plain_pass(calibration)
+        else:
+            estimate_curvature(name, calibration, calibration, list(calibration.mirror.weights))
+
+    run(calibration_of(network(model), 4, 4))  # what is loaded and set up once is not counted
+    before = Path("/proc/self/statm").read_text().split()[1]
+    run(calibration_of(network(model), count, batch_size))
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - int(before) * resource.getpagesize()
+    return pages / 1e6
+
+
+def peaks(model: str, names: tuple[str, ...], count: int, batch_size: int) -> list[float]:
+    found = []
+    for name in ("plain", *names):
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:
+            found.append(fresh.apply(peak, (model, name, count, batch_size)))
+    return found
+
+
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option("--estimators", default=",".join(ESTIMATORS), show_default=True)
@@ -79,14 +111,24 @@ def cost(proto: onnx.ModelProto, names: tuple[str, ...], count: int, batch_size:
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--repeats", default=7, show_default=True)
 @click.option("--threads", default=1, show_default=True)
-def main(models: tuple[str, ...], estimators: str, samples: int, batch_size: int, repeats: int, threads: int) -> None:
+@click.option("--memory", is_flag=True, help="Peak memory instead of time.")
+def main(
+    models: tuple[str, ...], estimators: str, samples: int, batch_size: int, repeats: int, threads: int, memory: bool
+) -> None:
     torch.set_num_threads(threads)
     names = tuple(estimators.split(","))
+    if memory:
+        titles = ("network", "weights, MB", "forward + backward, MB", *names)
+        click.echo(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
+        for model in models or tuple(NETWORKS):
+            weights = sum(w.numel() for w in Mirror(network(model)).parameters()) * 4e-6
+            cells = [f"{megabytes:.0f}" for megabytes in peaks(model, names, samples, batch_size)]
+            click.echo(f"| {Path(model).stem} | {weights:.1f} | {' | '.join(cells)} |")
+        return
     click.echo(f"| network | forward + backward, ms | {' | '.join(names)} |")
     click.echo("|---|---|" + "---|" * len(names))
     for model in models or tuple(NETWORKS):
-        proto = NETWORKS[model]() if model in NETWORKS else onnx.load(model)
-        base, *ratios = cost(proto, names, samples, batch_size, repeats)
+        base, *ratios = cost(network(model), names, samples, batch_size, repeats)
         click.echo(f"| {Path(model).stem} | {base:.1f} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
 
 

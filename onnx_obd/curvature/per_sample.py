@@ -127,69 +127,52 @@ def _run_alone(layout: Layout, mirror: Mirror, batch: Batch) -> _Alone:
 
 @dataclass
 class _Together:
-    """A batch that ran forward. ``inputs`` are the values that went into its meetings, ``outputs`` what came out.
+    """A batch that ran forward. ``inputs`` are the values that went into its meetings.
 
-    The outputs are where gradients are taken; behind them, towards the weights, nothing was recorded but how values
-    are made of weights alone. ``waiting`` are the gradients of outputs, direction by direction, that are in hand.
+    Where a meeting's outputs get their gradients, hooks take them; behind that, towards the weights, nothing was
+    recorded but how values are made of weights alone. ``waiting`` are the gradients of outputs, direction by direction,
+    that are in hand; ``elements`` is how many numbers those of one direction are.
     """
 
     layout: Layout
     values: list[Tensor]
     inputs: dict[int, Any]
-    outputs: dict[int, Tensor]
+    elements: int = 0
+    together: int = 1
     total: Squares = field(default_factory=dict)
-    waiting: dict[int, Sequence[Tensor]] = field(default_factory=dict)
+    waiting: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def columns_at_once(self) -> int:
-        return max(1, CHUNK // max(1, sum(value.numel() for value in self.outputs.values())))
+        return max(1, CHUNK // max(1, self.elements))
 
     def add_squares(self, columns: Sequence[Tensor], total: Squares, last: bool) -> None:
         pairs = [(value, u) for value, u in zip(self.values, columns, strict=True) if value.requires_grad]
         if not pairs:
             return
-        self.total = total
-        if len(pairs[0][1]) == 1:
-            self._take_on_the_way([(value, u[0]) for value, u in pairs], last)
-            return
-        targets, columns = list(self.outputs.values()), len(pairs[0][1])
-        found = [
-            _gradients([(value, u[number]) for value, u in pairs], targets, last and number == columns - 1)
-            for number in range(columns)
-        ]
-        for slot, gradients in zip(self.outputs, zip(*found, strict=True), strict=True):
-            if gradients[0] is not None:
-                self.waiting[slot] = gradients
-        for meeting in self.layout.meetings:
-            self._take(meeting.weights_once)
+        self.total, self.together = total, len(columns[0])
+        for number in range(self.together):
+            values, vectors = zip(*((value, u[number]) for value, u in pairs), strict=True)
+            torch.autograd.backward(values, vectors, retain_graph=not last or number < self.together - 1)
+        if self.together > 1:
+            for meeting in self.layout.meetings:
+                self._take(meeting.weights_once)
         self._take(self.layout.used_often)
         self.waiting = {}
 
-    def _take_on_the_way(self, pairs: Sequence[tuple[Tensor, Tensor]], last: bool) -> None:
-        """Go back once; what has arrived at a node is squared there and forgotten."""
-        handles = []
-        for meeting in self.layout.meetings:
-            slots = [slot for slot in meeting.step.outputs if slot in self.outputs]
-            outputs = [self.outputs[slot] for slot in slots]
-            handles.append(torch.autograd.graph.register_multi_grad_hook(outputs, self._arrived(meeting, slots)))
-        values, vectors = zip(*pairs, strict=True)
-        try:
-            torch.autograd.backward(values, vectors, retain_graph=not last)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._take(self.layout.used_often)
-        self.waiting = {}
+    def take_here(self, meeting: Meeting, outputs: dict[int, Tensor]) -> None:
+        """Let the gradients of a meeting's outputs be taken; a single direction is squared there and forgotten."""
 
-    def _arrived(self, meeting: Meeting, slots: Sequence[int]) -> Callable[[Sequence[Tensor | None]], None]:
-        def hook(gradients: Sequence[Tensor | None]) -> None:
-            found = {slot: (g,) for slot, g in zip(slots, gradients, strict=True) if g is not None}
-            self.waiting |= found
-            self._take(meeting.weights_once)
-            if not meeting.often:
-                for slot in found:
+        def arrived(gradients: Sequence[Tensor | None]) -> None:
+            found = {slot: g for slot, g in zip(outputs, gradients, strict=True) if g is not None}
+            for slot, gradient in found.items():
+                self.waiting.setdefault(slot, []).append(gradient)
+            if self.together == 1:
+                self._take(meeting.weights_once)
+                for slot in () if meeting.often else found:
                     del self.waiting[slot]
 
-        return hook
+        self.elements += sum(value.numel() for value in outputs.values())
+        torch.autograd.graph.register_multi_grad_hook(list(outputs.values()), arrived)
 
     @torch.no_grad()
     def _take(self, names: Iterable[str]) -> None:
@@ -209,8 +192,7 @@ class _Together:
             return None
         inputs = tuple(step.read_host([self.inputs[source] for source in step.inputs]))
         wanted = tuple(position in positions for position in range(len(inputs)))
-        outputs = tuple(self.outputs[s].detach() if s in self.outputs else None for s in step.outputs)
-        call = Call(step.node, step.call, dict(step.attributes), inputs, outputs, wanted)
+        call = Call(step.node, step.call, dict(step.attributes), inputs, (), wanted)
         gradients = [self.waiting.get(s) for s in step.outputs]
         found = step.operator.sample_squares(call, gradients, self.layout.count, self.layout.axes[step.outputs[0]])
         return None if found is None else found[positions[0]]
@@ -283,7 +265,7 @@ def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> _Together:
         env[slot] = env[slot].detach()
     for slot in layout.weights.values():
         env[slot] = env[slot].requires_grad_()
-    run = _Together(layout, [], {slot: env[slot] for slot in layout.weights.values()}, {})
+    run = _Together(layout, [], {slot: env[slot] for slot in layout.weights.values()})
     meetings = {id(meeting.step): meeting for meeting in layout.meetings}
     with torch.enable_grad():
         for step in layout.plan.steps:
@@ -291,10 +273,15 @@ def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> _Together:
             if meeting is not None:
                 run.inputs.update(zip(step.inputs, values, strict=True))
                 values = [v.detach() if s in meeting.origins else v for s, v in zip(step.inputs, values, strict=True)]
-            for slot, value in zip(step.outputs, step(*values), strict=False):
-                if meeting is not None and is_float(value):
-                    run.outputs[slot] = value if value.requires_grad else _beginning(value)
-                env[slot] = run.outputs.get(slot, value)
+            results = dict(zip(step.outputs, step(*values), strict=False))
+            if meeting is not None:
+                floats = {slot: value for slot, value in results.items() if is_float(value)}
+                floats = {s: value if value.requires_grad else _beginning(value) for s, value in floats.items()}
+                run.take_here(meeting, floats)
+                results |= floats
+            for slot, value in results.items():
+                env[slot] = value
+            del values, results  # what nobody reads again need not wait for the next node
             for slot in step.release:
                 env[slot] = None
     run.values = [env[slot].view_as(env[slot]) for slot in layout.plan.outputs]  # hooks do not see where a pass begins

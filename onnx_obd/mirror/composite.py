@@ -55,7 +55,8 @@ class _Part(torch.autograd.Function):
         results = call.graph()[1] if rule in BY_GRAPH else call.function(*values)
         single = not isinstance(results, tuple) or (rule in BY_GRAPH and len(results) == 1)
         results = results if isinstance(results, tuple) else (results,)
-        call.outputs = tuple(value.detach() if isinstance(value, Tensor) else value for value in results)
+        if getattr(rule, "reads_outputs", True):
+            call.outputs = tuple(value.detach() if isinstance(value, Tensor) else value for value in results)
         ctx.rule, ctx.call, ctx.slopes = rule, call, slopes
         ctx.set_materialize_grads(False)
         results = tuple(value.detach() if isinstance(value, Tensor) else value for value in results)

@@ -86,6 +86,12 @@ class Call:
         return [_arranged(leaf, gradients) for leaf in leaves]
 
 
+def without_outputs(rule: SecondRule) -> SecondRule:
+    """Says that a rule does not read ``Call.outputs``, which then need not be kept for it."""
+    rule.reads_outputs = False
+    return rule
+
+
 def carries_h(value: Any) -> bool:
     """Is it a float tensor, or a sequence with one in it?"""
     return any(map(is_float, value)) if isinstance(value, list) else is_float(value)
@@ -127,12 +133,12 @@ def multilinear(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
 
 def elementwise(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Outputs that depend, element by element, on the broadcast inputs: h_in = f'^2 h_out."""
-    h_out, output = h[0], call.outputs[0]
+    h_out = h[0]
     pairs = list(zip(call.inputs, call.wanted, strict=False))
-    if all(value.shape == output.shape for value, wanted in pairs if wanted):
+    if all(value.shape == h_out.shape for value, wanted in pairs if wanted):
         leaves, results = call.graph()
     else:
-        values = [value.expand(output.shape) if wanted else value for value, wanted in pairs]
+        values = [value.expand(h_out.shape) if wanted else value for value, wanted in pairs]
         leaves, results = call.differentiate(values)
     found = []
     for leaf, value in zip(leaves, call.inputs, strict=False):
@@ -248,8 +254,9 @@ def elementwise_sample_squares(
 ) -> list[Tensor | None]:
     """``sample_squares`` of an elementwise operator: the slope once, for all samples and columns."""
     position = call.wanted.index(True)
-    values = [v.expand(call.outputs[0].shape) if i == position else v for i, v in enumerate(call.inputs)]
-    (slope,) = [found for found in call.vjp([torch.ones_like(call.outputs[0])], values) if found is not None]
+    gradient = gradients[0][0]
+    values = [v.expand(gradient.shape) if i == position else v for i, v in enumerate(call.inputs)]
+    (slope,) = [found for found in call.vjp([torch.ones_like(gradient)], values) if found is not None]
     found: list[Tensor | None] = [None] * len(call.inputs)
     found[position] = broadcast_squares(call.inputs[position].shape, gradients[0], slope, count, axis)
     return found

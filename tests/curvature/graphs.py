@@ -202,11 +202,78 @@ def loop():
     return proto
 
 
+def conv_3d():
+    return _graph([_node("Conv", ["x", "w"], "z")], (2, 3, 2, 3), {"w": _w(2, 2, 2, 2, 2)}, 2 * 2 * 1 * 2)
+
+
+def dilated_conv_transpose():
+    node = _node("ConvTranspose", ["x", "w"], "z", group=2, dilations=[2], pads=[1, 0])
+    return _graph([node], (4, 3), {"w": _w(4, 2, 2)}, 4 * 4)
+
+
+def matmul_of_stacked_matrices():
+    return _graph([_node("MatMul", ["x", "w"], "z")], (3, 2, 4), {"w": _w(3, 4, 2)}, 3 * 2 * 2)
+
+
+def pooled_and_resized():
+    """A convolution, then an average pool, a maximum and a bilinear resize behind it."""
+    nodes = [
+        _node("Conv", ["x", "w"], "a"),
+        _node("AveragePool", ["a"], "b", kernel_shape=[2, 2]),
+        _node("Resize", ["b", "", "scales"], "c", mode="linear"),
+        _node("MaxPool", ["c"], "z", kernel_shape=[2, 1]),
+    ]
+    proto = _graph(nodes, (2, 5, 4), {"w": _w(2, 2, 2, 2)}, 2 * 5 * 4)
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32([1, 1, 2, 2]), "scales"))
+    return proto
+
+
+def group_normalization():
+    nodes = [_node("InstanceNormalization", ["x", "gamma", "beta"], "z")]
+    return _graph(nodes, (3, 4), {"gamma": _w(3), "beta": _w(3)}, 12)
+
+
+def scan():
+    """A weight inside a Scan over the second axis: h <- tanh(x_t w + h)."""
+    info, float_ = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    nodes = [
+        _node("MatMul", ["step", "w"], "p"), _node("Add", ["p", "h"], "q"), _node("Tanh", ["q"], "h_out"),
+    ]  # fmt: skip
+    body = helper.make_graph(
+        nodes, "body", [info("h", float_, None), info("step", float_, None)], [info("h_out", float_, None)]
+    )
+    before = [_node("ReduceSum", ["x", "one"], "start", keepdims=0), _node("Slice", ["start", "0", "2", "1"], "short")]
+    over = _node("Scan", ["short", "x"], "z", body=body, num_scan_inputs=1, scan_input_axes=[1])
+    proto = _graph([*before, over], (3, 4), {"w": _w(4, 2)}, 2)
+    for name, value in (("one", [1]), ("0", [0]), ("2", [2]), ("1", [1])):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    return proto
+
+
+def quantised():
+    """Weights stored as integers."""
+    nodes = [_node("DequantizeLinear", ["stored", "step"], "w"), _node("MatMul", ["x", "w"], "z")]
+    proto = _graph(nodes, (3,), {}, 4)
+    stored = _RNG.integers(-100, 100, (3, 4)).astype(np.int8)
+    for name, value in (("stored", stored), ("step", np.float32(0.01))):
+        proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    return proto
+
+
+def fused_attention():
+    """onnxruntime's node: two heads, one matrix for queries, keys and values."""
+    node = helper.make_node("Attention", ["x", "w", "b"], ["z"], domain="com.microsoft", name="fused", num_heads=2)
+    proto = _graph([node], (3, 4), {"w": _w(4, 12), "b": _w(12)}, 12)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return proto
+
+
 GRAPHS = {
     function.__name__: function
     for function in (
         conv, grouped_conv, conv_1d, conv_transpose, matmul, matmul_of_a_sequence, matmul_from_the_left, gemm,
         gemm_of_a_scalar_bias, einsum, bias, embedding, batch_normalization, layer_normalization, rnn, gru, lstm,
-        attention, shared, residual, class_token, branches, loop,
+        attention, shared, residual, class_token, branches, loop, conv_3d, dilated_conv_transpose,
+        matmul_of_stacked_matrices, pooled_and_resized, group_normalization, scan, quantised, fused_attention,
     )
 }  # fmt: skip

@@ -19,6 +19,7 @@ from onnx_obd.mirror.second import (
     sum_sample_squares,
     unit,
     viewed,
+    without_outputs,
 )
 
 
@@ -64,6 +65,7 @@ def _sub_second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
     return elementwise(call, h) if _stands_twice(call) else _shaped(call, lambda: h[0], lambda: h[0])
 
 
+@without_outputs
 def _mul_second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     if _stands_twice(call):
         return elementwise(call, h)

@@ -14,7 +14,7 @@ from onnx_obd.mirror.ops.linear import linear
 from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
 from onnx_obd.mirror.products import Product, row_bias, sliding_product
 from onnx_obd.mirror.registry import Ints, OutputCount, Rounded, op
-from onnx_obd.mirror.second import Call, movement, sum_of_squares
+from onnx_obd.mirror.second import Call, movement, sum_of_squares, without_outputs
 
 LARGE_IMAGES = 1 << 15
 """Elements from which the time to change the memory layout is well spent."""
@@ -32,6 +32,7 @@ def _wanted(call: Call) -> list[bool]:
     return [*call.wanted, False][:3]
 
 
+@without_outputs
 def _conv_second(call: Call, h):
     """y is linear in each of x, w and b: one backward convolution with squared operands."""
     (x, w), attributes = call.inputs[:2], call.attributes
@@ -216,6 +217,7 @@ def _transposed_geometry(x, w, attributes):
     return strides, none, dilations, none, crop
 
 
+@without_outputs
 def _conv_transpose_second(call: Call, h):
     """As for Conv, with the roles of the two directions exchanged."""
     x, w = call.inputs[:2]

@@ -14,7 +14,7 @@ from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.ops import onednn
 from onnx_obd.mirror.products import Bias, Product, matrix_product, product_of_rows
 from onnx_obd.mirror.registry import op
-from onnx_obd.mirror.second import Call, sum_of_squares
+from onnx_obd.mirror.second import Call, sum_of_squares, without_outputs
 
 
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
@@ -27,6 +27,7 @@ def addmm(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return onednn.linear(a, b.mT).add_(c) if onednn.multiplies(a, b.shape[1]) else torch.addmm(c, a, b)
 
 
+@without_outputs
 def _matmul_second(call: Call, h):
     """y = a b: h_a = h_y (b^2)^T and h_b = (a^2)^T h_y, summed over the axes that were broadcast."""
     (a, b), h_y = call.inputs, h[0]
@@ -100,6 +101,7 @@ def matmul(a, b):
     return a @ b
 
 
+@without_outputs
 def _gemm_second(call: Call, h):
     """y = alpha a b + beta c: the products of squares, and the scalars squared."""
     attributes, (h_y,) = call.attributes, h
@@ -182,6 +184,7 @@ def _einsum_terms(equation: str) -> tuple[list[list[str]], list[str]]:
     return operands, ["..."] * ("..." in labels) + once
 
 
+@without_outputs
 def _einsum_second(call: Call, h):
     """y is linear in each operand a: y = einsum(a, c), where c contracts the others over what neither a nor y keeps.
 
