@@ -108,7 +108,7 @@ class Watch:
         numbers = torch.arange(self.count, dtype=torch.int16)
         labels = numbers.view(-1, *[1] * (values[0].dim() - 1)).expand(values[0].shape)
         found = step(labels, *values[1:])
-        return all(bool((labels.flatten(1).T == numbers).all()) for labels in found)
+        return all(bool((labels.reshape(len(labels), -1).T == numbers).all()) for labels in found)
 
 
 def _first_axis_stays(text: str, node: Node) -> bool:

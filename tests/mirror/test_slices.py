@@ -80,6 +80,10 @@ def test_a_constant_made_of_the_batch_stays_what_it_is():
     assert _check(mirror) == 2
 
 
+def test_a_number_for_each_sample():
+    _check(_mirror("s = Constant <value_ints=[-1]> () a = ReduceMax <axes=[1, 2, 3]> (x) y = Reshape (a, s)"))
+
+
 @pytest.mark.parametrize(
     "nodes",
     [
