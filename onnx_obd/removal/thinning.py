@@ -137,7 +137,14 @@ class Thinning:
         small = self.mirror(state.gone)
         recipe = Recipe(epochs, minutes, self.learning_rate, run.options.seed)
         with run.progress.stage("removing units: training") as report, run.timed("training"):
-            training = Training(run.scoring.on(small), run.original, {}, recipe, teacher=run.mirror)
+            training = Training(
+                run.fitting.on(small),
+                run.original,
+                {},
+                recipe,
+                teacher=run.mirror,
+                validation=run.acceptance.on(small),
+            )
             self.learning_rate = training.run(report).learning_rate
         restore_survivors(run.mirror, self.units, self._removed(state.gone), small.weights)
         return self._told(state.gone, small, True)
