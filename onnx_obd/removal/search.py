@@ -15,7 +15,7 @@ from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes
 from onnx_obd.records import FrontierPoint, Interval, Latency
 from onnx_obd.removal.thinning import Gone, Thinned, Thinning
-from onnx_obd.removal.time_of_sizes import TimeOfSizes
+from onnx_obd.removal.time_of_sizes import TimeOfSizes, liked_multiple
 from onnx_obd.run import Run
 from onnx_obd.runtime.latency import measure_latency
 
@@ -111,13 +111,14 @@ class Search:
     # ---- a given share
 
     def remove_share(self, share: float) -> None:
-        """Remove that share of all units, one at least of every family staying."""
+        """Remove that share of all units, up to what kernels like: a ragged size can be slower than the whole."""
         state, total = self.thinning.whole, len(self.thinning.units.units)
         for number in range(1, ROUNDS + 1):
             with self.run.progress.stage(f"removing units: round {number} of {ROUNDS}") as report:
                 losses = self.thinning.losses(state, report)
                 count = round(share * total * number / ROUNDS) - len(state.gone)
-                state = self.thinning.without(state, self._cheapest(state, losses, count))
+                going = self._in_multiples(state, losses, self._cheapest(state, losses, count))
+                state = self.thinning.without(state, going, report)
             if self.options.retrain_epochs:
                 state = self.thinning.trained(state, None, self.options.retrain_epochs)
         self.chosen = self._timed(state)
@@ -131,6 +132,17 @@ class Search:
                 left[family_of[unit]] -= 1
                 going.append(unit)
         return going
+
+    def _in_multiples(self, state: Thinned, losses: dict[int, float], going: list[int]) -> list[int]:
+        """A few more or fewer of each family, so that what is left of it is the nearest size that kernels like."""
+        chosen, rounded = set(going), []
+        for family, units in self.thinning.left(state.gone).items():
+            ascending = sorted((unit.id for unit in units if math.isfinite(losses[unit.id])), key=losses.__getitem__)
+            multiple = liked_multiple(len(self.thinning.families[family]))
+            kept = len(units) - len(chosen.intersection(ascending))
+            size = max(1, (kept + multiple // 2) // multiple * multiple)
+            rounded += ascending[: max(0, len(units) - size)]
+        return rounded
 
     # ---- a speed
 

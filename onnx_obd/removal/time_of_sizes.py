@@ -30,9 +30,14 @@ MULTIPLES = ((64, 16), (32, 8), (16, 4), (0, 1))
 """Of a family of at least so many, multiples of so many are tried: kernels pad to such sizes."""
 
 
+def liked_multiple(count: int) -> int:
+    """Of a family of ``count`` units, what vector kernels like the number left to be a multiple of."""
+    return next(multiple for least, multiple in MULTIPLES if count >= least)
+
+
 def sizes_to_try(count: int, shares: int) -> list[int]:
     """Numbers of units to keep, of ``count``: fewer, at least one, what vector kernels like."""
-    multiple = next(multiple for least, multiple in MULTIPLES if count >= least)
+    multiple = liked_multiple(count)
     sizes = {max(1, -(-round(share * count) // multiple) * multiple) for share in SHARES[:shares]}
     return sorted(size for size in sizes if size < count)
 

@@ -130,7 +130,10 @@ def _same(original, pruned, samples, **options):
 def test_a_share_of_the_units(tmp_path, monkeypatch, share):
     run_by_weights(monkeypatch)
     run = remove_units(prepared(tmp_path, speedup=None, remove_units=share))
-    assert run.frontier[-1].units == round(share * (64 + 48)) and run.frontier[-1].shipped
+    left = [run.mirror.weights[name].shape[1] for name in ("w0", "w1")]
+    assert run.frontier[-1].units == 64 + 48 - sum(left) and run.frontier[-1].shipped
+    assert [size % multiple for size, multiple in zip(left, (16, 8), strict=True)] == [0, 0]
+    assert abs(sum(left) - (1 - share) * (64 + 48)) <= (16 + 8) / 2
 
 
 def test_training_uses_the_minutes_and_leaves_some(tmp_path, monkeypatch):
