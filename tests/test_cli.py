@@ -236,3 +236,26 @@ def test_ctrl_c_leaves_nothing(run, model, monkeypatch):
     code, out, err = run(model, "--data", model.parent / "x.npy", "-o", model.parent / "out.onnx", *QUICK)
     assert code == 130 and out == "" and "interrupted" in err
     assert files(model.parent) == before
+
+
+def test_samples_too_short_for_a_node_are_one_line(run, tmp_path):
+    """Reflection needs two numbers to mirror: nothing declares that, only onnxruntime knows."""
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["padded"], mode="reflect"),
+        helper.make_node("Conv", ["padded", "w"], ["y"]),
+    ]
+    stored = {"pads": np.array([0, 0, 1, 0, 0, 0], np.int64), "w": np.ones((3, 1, 2), np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "short",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, "length"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, "length"])],
+        [numpy_helper.from_array(array, name) for name, array in stored.items()],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "short.onnx")
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        np.savez(tmp_path / "data" / f"{number}.npz", x=np.ones((1, 1, 1), np.float32))
+    fails(run("short.onnx", "--data", "data", *QUICK), 1, "data", "onnxruntime refuses the samples")
+    assert not (tmp_path / "short.obd.onnx").exists()

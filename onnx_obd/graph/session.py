@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
-from onnx_obd.errors import ModelError, UsageError
+from onnx_obd.errors import DataError, ModelError, UsageError
 from onnx_obd.graph.external_data import move_to_external_data
 from onnx_obd.graph.tensors import stored_tensors
 
@@ -77,6 +79,23 @@ def _open_large(proto: onnx.ModelProto, options: ort.SessionOptions, provider: s
         path = Path(folder) / "model.onnx"
         path.write_bytes(copy.SerializeToString())
         return _open(str(path), options, provider)
+
+
+def outputs_of(
+    session: ort.InferenceSession, names: Sequence[str] | None, feed: Mapping[str, Any], source: str
+) -> list:
+    """The named outputs (all if None) for one feed of the user's.
+
+    Args:
+        source: where the feed came from, for the message.
+
+    Raises:
+        DataError: onnxruntime refuses it, say because an axis is too short for a node.
+    """
+    try:
+        return session.run(names, dict(feed))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise DataError(f"{source}: onnxruntime refuses the samples: {refusal(error)}") from error
 
 
 def refusal(error: Exception) -> str:

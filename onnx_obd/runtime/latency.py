@@ -6,17 +6,16 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
-from onnx_obd.errors import DataError, UsageError
-from onnx_obd.graph.session import CPU, open_session, refusal
+from onnx_obd.errors import UsageError
+from onnx_obd.graph.session import CPU, open_session, outputs_of
 from onnx_obd.records import Interval, Latency
 from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 
@@ -80,7 +79,8 @@ def measure_latency(
         sessions = {index: open_session(models[index], threads=threads, provider=provider) for index in order}
         if not times:
             placements = PLACEMENTS if time.perf_counter() - start <= seconds / 2 else 1
-            _try_out(sessions.values(), feed, samples.source)
+            for session in sessions.values():
+                outputs_of(session, None, feed, samples.source)
         runs = [partial(sessions[index].run, None, feed) for index in range(len(models))]
         min_sweeps = MIN_SWEEPS if placements == 1 else 2
         part = partial(_part_of_progress, progress, len(times), placements)
@@ -96,14 +96,6 @@ def measure_latency(
         subnormal_weights=subnormal,
         original_flushed=_over_placements([1e3 * sweeps[:, 2] for sweeps in times]) if subnormal else None,
     )
-
-
-def _try_out(sessions: Iterable[ort.InferenceSession], feed: Feed, source: str) -> None:
-    try:
-        for session in sessions:
-            session.run(None, feed)
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise DataError(f"{source}: onnxruntime refuses the samples: {refusal(error)}") from error
 
 
 def _part_of_progress(

@@ -13,7 +13,7 @@ from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.quality import head_values
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.errors import MirrorMismatchError, ModelError
-from onnx_obd.graph.session import open_session
+from onnx_obd.graph.session import open_session, outputs_of
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_numpy, to_torch
 
@@ -30,13 +30,14 @@ def compare_with_onnxruntime(
 
     Raises:
         MirrorMismatchError: a larger one; the message names the first node at which they part.
-        ModelError: onnxruntime refuses the model or the samples.
+        ModelError: onnxruntime refuses the model.
+        DataError: it refuses the samples.
     """
     sessions = [open_session(proto, optimize=optimize) for optimize in (False, True)]
     names = [value.name for value in proto.graph.output]
     worst = 0.0
     for feed in samples.feeds:
-        references = [session.run(names, feed) for session in sessions]
+        references = [outputs_of(session, names, feed, samples.source) for session in sessions]
         with torch.no_grad():
             ours = mirror.evaluate([to_torch(feed.get(name)) for name in mirror.input_names])
         for position, name in enumerate(names):
