@@ -16,7 +16,7 @@ from onnx_obd.calibration.objective import choose_objective
 from onnx_obd.curvature.activations import activation_saliency
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import load_model
-from onnx_obd.mirror.axes import Along, Fixed, Node, expand, names_of, parse
+from onnx_obd.mirror.axes import MOVED, Along, Fixed, Node, expand, names_of, parse
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.program import Step
 from onnx_obd.mirror.uses import uses_of
@@ -110,9 +110,8 @@ def _summed(step: Step, weight: int, values: dict[int, Any]) -> Iterator[tuple[i
         return
     given = [values[slot] for slot in step.inputs]
     result = step(*given)
-    text = step.operator.axes
-    text = text(Node(step.operator, step.attributes, given, result, [False] * len(given))) if callable(text) else text
-    rule = parse(text) if text and not text.startswith("moved") else None
+    text = Node(step.operator, step.attributes, given, result, [False] * len(given)).rule
+    rule = parse(text) if text and not text.startswith(MOVED) else None
     term = None if rule is None else rule.term(rule.inputs, weight)
     if rule is None or rule.uniform or term is None:
         return

@@ -119,13 +119,7 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     batch_size = mirror_batch_size(mirror, scoring_samples, batch_size)
     objective = _objective(mirror, scoring_samples, batch_size, options)
     scoring = Calibration(mirror, objective, scoring_samples, batch_size)
-    weights = select_weights(
-        mirror,
-        objective.slots,
-        include=options.include,
-        exclude=options.exclude,
-        prune_biases=options.prune_biases,
-    )
+    weights = weights_of(mirror, objective, options)
     _check_finite(mirror, weights)
     if not any(weight.prunable for weight in weights):
         raise ModelError("no weight can be pruned; 'onnx-obd inspect' says why for each")
@@ -150,6 +144,17 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     run.original_loss = run.scoring.loss()
     run.seconds["prepare"] = time.perf_counter() - start
     return run
+
+
+def weights_of(mirror: Mirror, objective: Objective, options: Options) -> list[WeightSummary]:
+    """Which weights of a mirror the options let be pruned."""
+    return select_weights(
+        mirror,
+        objective.slots,
+        include=options.include,
+        exclude=options.exclude,
+        prune_biases=options.prune_biases,
+    )
 
 
 def _check_finite(mirror: Mirror, weights: list[WeightSummary]) -> None:

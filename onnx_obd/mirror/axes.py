@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from onnx_obd.mirror.registry import Operator
+from onnx_obd.mirror.second import elementwise
 
 MOVED = "moved"
 ELEMENTWISE = "..."
@@ -59,6 +60,12 @@ class Node:
                     return self.attributes.get(name, parameter.default)
                 return self.inputs[position] if position < len(self.inputs) else None
         return None
+
+    @property
+    def rule(self) -> str | None:
+        """The operator's rule for its axes, None if it has none."""
+        rule = self.operator.axes or (ELEMENTWISE if self.operator.second is elementwise else None)
+        return rule(self) if callable(rule) else rule
 
     @property
     def rank(self) -> int:

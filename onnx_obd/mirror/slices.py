@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onnx_obd.errors import ModelError
-from onnx_obd.mirror.axes import ELEMENTWISE, MOVED, Fixed, Name, Node, Unreadable, expand, names_of, parse
-from onnx_obd.mirror.second import elementwise
+from onnx_obd.mirror.axes import MOVED, Fixed, Name, Node, Unreadable, expand, names_of, parse
 from onnx_obd.mirror.values import materialise
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ class Watch:
             return False
         constant = [not one for one in fed]
         node = Node(operator, step.attributes, step.read_host(values), outputs, constant)
-        rule = operator.axes or (ELEMENTWISE if operator.second is elementwise else None)
-        rule = rule(node) if callable(rule) else rule
+        rule = node.rule
         if rule == MOVED:
             return fed[0] and not any(fed[1:]) and self._moves_whole_samples(step, values)
         return rule is not None and not rule.startswith(MOVED) and _first_axis_stays(rule, node)

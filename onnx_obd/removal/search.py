@@ -84,13 +84,17 @@ def remove_units(run: Run) -> Run:
     return search.result()
 
 
+Ascending = Mapping[int, list[int]]
+"""Family -> the ids of its units that are left, from the one with the lowest loss on."""
+
+
 @dataclass(frozen=True)
 class Offers:
-    """What can be had from a point: the time of one run, by family the units from the cheapest on, and the offers."""
+    """What can be had from a point: the time of one run, the units, and the offers of the families."""
 
     here: Point
     microseconds: float
-    ascending: Mapping[int, list[int]]
+    ascending: Ascending
     families: Mapping[int, Offer]
 
 
@@ -108,6 +112,10 @@ class Search:
         self._tried: set[Gone] = set()
         self._known: Offers | None = None
 
+    def _ascending(self, state: Thinned, losses: Mapping[int, float]) -> Ascending:
+        left = self.thinning.left(state.gone)
+        return {f: sorted((unit.id for unit in units), key=losses.__getitem__) for f, units in left.items()}
+
     # ---- a given share
 
     def remove_share(self, share: float) -> None:
@@ -117,31 +125,34 @@ class Search:
             with self.run.progress.stage(f"removing units: round {number} of {ROUNDS}") as report:
                 losses = self.thinning.losses(state, report)
                 count = round(share * total * number / ROUNDS) - len(state.gone)
-                going = self._in_multiples(state, losses, self._cheapest(state, losses, count))
-                state = self.thinning.without(state, going, report)
+                ascending = self._ascending(state, losses)
+                sizes = self._cheapest(ascending, losses, count)
+                going = _going_to(ascending, self._in_multiples(ascending, losses, sizes))
+                state = self.thinning.without(state, going, report) if going else state
             if self.options.retrain_epochs:
                 state = self.thinning.trained(state, None, self.options.retrain_epochs)
         self.chosen = self._timed(state)
 
-    def _cheapest(self, state: Thinned, losses: dict[int, float], count: int) -> list[int]:
-        left = {family: len(units) for family, units in self.thinning.left(state.gone).items()}
-        family_of = {unit.id: unit.family for unit in self.thinning.units.units}
-        going: list[int] = []
-        for unit in sorted(losses, key=losses.__getitem__):
-            if len(going) < count and left[family_of[unit]] > 1 and math.isfinite(losses[unit]):
+    def _cheapest(self, ascending: Ascending, losses: Mapping[int, float], count: int) -> dict[int, int]:
+        """What is left of each family when so many units are gone, the cheapest of all first, one of each staying."""
+        left = {family: len(units) for family, units in ascending.items()}
+        family_of = {unit: family for family, units in ascending.items() for unit in units}
+        for unit in sorted(family_of, key=losses.__getitem__):
+            if count > 0 and left[family_of[unit]] > 1 and math.isfinite(losses[unit]):
                 left[family_of[unit]] -= 1
-                going.append(unit)
-        return going
+                count -= 1
+        return left
 
-    def _in_multiples(self, state: Thinned, losses: dict[int, float], going: list[int]) -> list[int]:
-        """A few more or fewer of each family, so that what is left of it is the nearest size that kernels like."""
-        chosen, rounded = set(going), []
-        for family, units in self.thinning.left(state.gone).items():
-            ascending = sorted((unit.id for unit in units if math.isfinite(losses[unit.id])), key=losses.__getitem__)
+    def _in_multiples(
+        self, ascending: Ascending, losses: Mapping[int, float], sizes: Mapping[int, int]
+    ) -> dict[int, int]:
+        """The nearest sizes that kernels like: a few units more or fewer of each; those of infinite loss stay."""
+        rounded = {}
+        for family, units in ascending.items():
             multiple = liked_multiple(len(self.thinning.families[family]))
-            kept = len(units) - len(chosen.intersection(ascending))
-            size = max(1, (kept + multiple // 2) // multiple * multiple)
-            rounded += ascending[: max(0, len(units) - size)]
+            least = max(1, sum(not math.isfinite(losses[unit]) for unit in units))
+            liked = (sizes[family] + multiple // 2) // multiple * multiple
+            rounded[family] = min(len(units), max(least, liked))
         return rounded
 
     # ---- a speed
@@ -182,8 +193,7 @@ class Search:
                 losses = self.thinning.losses(here.state, report)
             with self.run.progress.stage(f"removing units: {here.speed:.2f}x, timing sizes") as report:
                 microseconds, gains = self.times.gains(here.state.gone, report)
-            left = self.thinning.left(here.state.gone)
-            ascending = {f: sorted((unit.id for unit in units), key=losses.__getitem__) for f, units in left.items()}
+            ascending = self._ascending(here.state, losses)
             offers = {f: Offer([losses[unit] for unit in units], gains[f]) for f, units in ascending.items()}
             self._known = Offers(here, microseconds, ascending, offers)
         return self._known
@@ -193,8 +203,7 @@ class Search:
         while step >= SMALLEST_STEP:
             aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
             sizes = choose_sizes(offers.families, offers.microseconds * (1 - here.speed / aim))
-            ascending = offers.ascending
-            going = [unit for f, left in sizes.items() for unit in ascending[f][: len(ascending[f]) - left]]
+            going = _going_to(offers.ascending, sizes)
             gone = here.state.gone | frozenset(going)
             if gone not in self._tried or not going:
                 self._tried.add(gone)
@@ -313,6 +322,11 @@ class Search:
         ]
         flushed = f"; {self.thinning.subnormal} subnormal weights set to zero" if self.thinning.subnormal else ""
         return f"units removed: {record.units} of {total}; left: {_briefly(parts)}{flushed}{self.missed}"
+
+
+def _going_to(ascending: Ascending, sizes: Mapping[int, int]) -> list[int]:
+    """The cheapest units of each family, so many that ``sizes`` are left."""
+    return [unit for f, left in sizes.items() for unit in ascending[f][: len(ascending[f]) - left]]
 
 
 def _briefly(parts: Sequence[str], most: int = 12) -> str:

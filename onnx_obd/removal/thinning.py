@@ -21,10 +21,9 @@ from onnx_obd.candidates import original_masks
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.mirror.mirror import Mirror
-from onnx_obd.plan.selection import select_weights
 from onnx_obd.records import Quality
 from onnx_obd.recovery import Recipe, Training
-from onnx_obd.run import Run
+from onnx_obd.run import Run, weights_of
 from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 from onnx_obd.surgery.compensate import compensate
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
@@ -175,20 +174,12 @@ class Thinning:
         run, proto = self.run, self.model(state.gone, state.weights)
         restore(run.mirror, run.original)
         mirror = Mirror(proto)
-        options = run.options
-        weights = select_weights(
-            mirror,
-            run.objective.slots,
-            include=options.include,
-            exclude=options.exclude,
-            prune_biases=options.prune_biases,
-        )
         parts = ("scoring", "fitting", "acceptance", "held_back", "probed")
         return replace(
             run,
             model=replace(run.model, proto=proto),
             mirror=mirror,
-            weights=weights,
+            weights=weights_of(mirror, run.objective, run.options),
             original=snapshot(mirror),
             before=run,
             **{part: getattr(run, part).on(mirror) for part in parts},

@@ -7,7 +7,7 @@ one that is not taken too, if it runs on the sample, else it freezes what it cap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,9 @@ import torch
 
 from onnx_obd.errors import OnnxObdError
 from onnx_obd.graph.weights import Path
-from onnx_obd.mirror.axes import ELEMENTWISE, MOVED, Node, parse
+from onnx_obd.mirror.axes import MOVED, Node, parse
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.program import BoundBody, CallWithBodies, Program, Step, run_step
-from onnx_obd.mirror.second import elementwise
 from onnx_obd.units.apply import Application, Correspondence, Unreadable, moved
 from onnx_obd.units.atoms import Atoms, Axis, bare
 from onnx_obd.units.watch import Place
@@ -198,7 +197,7 @@ class Tracer:
         node = Node(step.operator, step.attributes, tuple(values), result, constant)
         for position in step.host:
             found.freeze(sources[position : position + 1], f"node {step.node} reads it as a parameter")
-        rule = self._rule(node)
+        rule = node.rule
         moves = rule is not None and rule.startswith(MOVED)
         axes, correspondence = self._axes(step, node, sources, rule)
         outputs = []
@@ -214,11 +213,6 @@ class Tracer:
         own = TracedStep(step, sources, tuple(outputs), _without_values(node), correspondence, folded, moves)
         found.steps.append(own)
         return outputs
-
-    def _rule(self, node: Node) -> str | None:
-        operator = node.operator
-        rule = operator.axes or (ELEMENTWISE if operator.second is elementwise else None)
-        return rule(node) if isinstance(rule, Callable) else rule
 
     def _axes(
         self, step: Step, node: Node, sources: tuple[Value, ...], rule: str | None
