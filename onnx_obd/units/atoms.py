@@ -281,10 +281,11 @@ def _distinct(labels: Labels) -> Labels:
     """Each label at most once in a column, no empty layers."""
     if len(labels) == 1:
         return labels if labels.any() else labels[:0]
-    labels = labels.copy()
-    for layer in range(1, len(labels)):
-        for before in range(layer):
-            labels[layer][labels[layer] == labels[before]] = 0
+    order = labels.argsort(0, kind="stable")  # equal labels of a column one below the other, the first layer's on top
+    ordered = np.take_along_axis(labels, order, 0)
+    ordered[1:][ordered[1:] == ordered[:-1]] = 0
+    labels = np.empty_like(labels)
+    np.put_along_axis(labels, order, ordered, 0)
     return labels[labels.any(1)]
 
 

@@ -151,11 +151,10 @@ def _contents(found: Trace) -> list[Content]:
     contents: dict[bytes, Content] = {}
     for value, axes in found.axes.items():
         for position, axis in enumerate(axes):
-            labels = found.atoms.resolve(axis).labels
-            if labels.any():
-                content = contents.setdefault(labels.tobytes(), Content(axis.length))
+            if axis.labelled:
+                content = contents.setdefault(axis.labels.tobytes(), Content(axis.length))
                 content.axes.append((value, position))
-                content.indices = content.indices or _indices(labels)
+                content.indices = content.indices or _indices(axis.labels)
     return list(contents.values())
 
 
@@ -232,7 +231,7 @@ def _paired(found: Trace) -> set[int]:
         for step in found.steps
         for position, axis in step.correspondence.summed
         if not step.node.constant[position]
-        for atom in np.unique(found.atoms.resolve(found.axes[step.inputs[position]][axis]).labels)
+        for atom in np.unique(found.axes[step.inputs[position]][axis].labels)
     }
 
 
@@ -249,13 +248,8 @@ def _makers(found: Trace) -> dict[int, list[str]]:
 
 def _made(found: Trace, step: TracedStep) -> set[int]:
     stored = [v for v, fixed in zip(step.inputs, step.node.constant, strict=True) if fixed and v in found.axes]
-    inside = {int(a) for v in stored for axis in found.axes[v] for a in np.unique(found.atoms.resolve(axis).labels)}
-    outside = {
-        int(a)
-        for v in step.outputs
-        for axis in found.axes.get(v, ())
-        for a in np.unique(found.atoms.resolve(axis).labels)
-    }
+    inside = {int(a) for v in stored for axis in found.axes[v] for a in np.unique(axis.labels)}
+    outside = {int(a) for v in step.outputs for axis in found.axes.get(v, ()) for a in np.unique(axis.labels)}
     return (inside & outside) - {0}
 
 
@@ -266,7 +260,7 @@ def _macs(found: Trace) -> dict[int, int]:
         for total, names in step.correspondence.work:
             left: dict[int, float] = defaultdict(lambda: 1.0)
             for name in names:
-                axis = found.atoms.resolve(step.correspondence.names[name])
+                axis = step.correspondence.names[name]
                 for atom, indices in _indices(axis.labels).items():
                     left[atom] *= 1 - len(indices) / axis.length
             for atom, share in left.items():

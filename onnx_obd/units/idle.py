@@ -58,7 +58,7 @@ def _watched(units: UnitMap, wanted: set[int]) -> dict[Place, set[Operand]]:
 
 def _labels(units: UnitMap, value: int, axis: int) -> np.ndarray:
     axes = units.trace.axes.get(value)
-    return units.trace.atoms.resolve(axes[axis]).labels if axes else np.zeros((0, 0), np.int64)
+    return axes[axis].labels if axes else np.zeros((0, 0), np.int64)
 
 
 def _watcher(

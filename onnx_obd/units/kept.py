@@ -26,7 +26,7 @@ class Kept:
 
     def axis(self, axis: Axis) -> np.ndarray:
         """True for the indices that stay."""
-        return ~self._gone[self.trace.atoms.resolve(axis).labels].any(0)
+        return ~self._gone[axis.labels].any(0)
 
     def value(self, value: Value) -> list[np.ndarray]:
         if value not in self._values:

@@ -49,10 +49,10 @@ class TracedStep:
 class Trace:
     """What is known after the run.
 
-    ``axes``: value -> its axes. ``stored``: value -> where in the ModelProto its tensor stands. ``known``: value ->
-    the small tensors that follow from constants and shapes. ``consumed``: the axes (value, axis) of stored tensors
-    that a node sums over. ``passed_by``: the nodes with a branch that was followed without being taken.
-    ``body_outputs``: (path of a node, name of its body) -> what it returns.
+    ``axes``: value -> its axes, labelled by the atoms as they are in the end. ``stored``: value -> where in the
+    ModelProto its tensor stands. ``known``: value -> the small tensors that follow from constants and shapes.
+    ``consumed``: the axes (value, axis) of stored tensors that a node sums over. ``passed_by``: the nodes with a branch
+    that was followed without being taken. ``body_outputs``: (path of a node, name of its body) -> what it returns.
     """
 
     atoms: Atoms = field(default_factory=Atoms)
@@ -76,6 +76,13 @@ class Trace:
         for value in values:
             for axis in self.axes.get(value, ()):
                 self.atoms.freeze(axis, why)
+
+    def settle(self) -> None:
+        """Resolve all axes once and for all: no labels meet any more."""
+        self.axes = {value: list(map(self.atoms.resolve, axes)) for value, axes in self.axes.items()}
+        for step in self.steps:
+            names = step.correspondence.names
+            names |= {name: self.atoms.resolve(axis) for name, axis in names.items()}
 
 
 def trace(mirror: Mirror, inputs: Sequence[Any]) -> Trace:
@@ -104,6 +111,7 @@ class Tracer:
             self.program(program, env, ids)
         for name, slot in zip(self.mirror.output_names, program.outputs, strict=True):
             found.freeze([ids[slot]], f"graph output '{name}' keeps its shape")
+        found.settle()
         found.names = {name: ids[slot] for name, slot in self.mirror.value_names.items() if ids[slot]}
         return found
 
