@@ -115,7 +115,11 @@ def _delete(
     apply_masks(run.mirror, plan.keep)
     if "h_of_surgeon" in find_criterion(criteria_of(method)[0]).needs:
         _make_up(run, before)
-    predicted = predicted_jointly(run, history, plan.keep) | predicted_together(run, before, plan.keep)
+    predicted = predicted_jointly(run, history, plan.keep)
+    if predicted and not history:
+        predicted["predicted_together"] = predicted["predicted_jointly"]
+    else:
+        predicted |= predicted_together(run, before, plan.keep)
     return plan, replace(measured_round(plan, loss, losses(run), began), **predicted)
 
 

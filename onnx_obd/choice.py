@@ -16,9 +16,12 @@ from onnx_obd.surgery.mask import restore
 CONTROL = "magnitude"
 """What is always measured beside the chosen method."""
 
+RIVALS = {"auto": "obs"}
+"""What a method of many readings of the diagonal is measured against too: what knows how weights make up for others."""
+
 
 def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
-    """The method asked for and the control, and which of them is the best that the goal allows.
+    """The method asked for, its rival if it has one, and the control, and which is the best that the goal allows.
 
     The mirror is left with the best.
     """
@@ -32,6 +35,9 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
     else:
         first = prune_towards(run, options.method, goal)
     candidates = [first]
+    if options.method in RIVALS:
+        rival = RIVALS[options.method]
+        candidates.append(prune_by(run, rival, first.plan.sparsity, options.rounds, repaired=options.repair))
     if options.method != CONTROL or options.repair:
         control = prune_by(run, CONTROL, first.plan.sparsity, 1)
         candidates.append(control)

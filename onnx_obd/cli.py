@@ -75,7 +75,7 @@ _prune_options = [
     click.option("--scope", type=click.Choice(SCOPES), default="global", show_default=True, help="Ranked together."),
     click.option("--sparsity-of", multiple=True, metavar="PATTERN=X", help="A sparsity for some tensors alone."),
     click.option("--labels", type=click.Path(path_type=Path), help="Labels, if they are not with the data."),
-    click.option("--method", default="auto", show_default=True, help="Criterion, or auto: the best in each round."),
+    click.option("--method", default="auto", show_default=True, help="Criterion, or auto: the best of several."),
     click.option("--curvature", default="lecun_scaled", show_default=True, help="Estimator of second derivatives."),
     click.option("--rounds", type=int, default=12, show_default=True, help="Delete in so many steps."),
     click.option("--objective", default="auto", show_default=True, help="auto, kl, squared, ..., module:function."),

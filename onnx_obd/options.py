@@ -26,7 +26,7 @@ class Options:
     Attributes:
         sparsity: fraction of the prunable weights to delete, in [0, 1); 0.5 if nothing else says how much goes.
         method: criterion to rank by, or "auto": in every round the reading of the curvature after whose deletion the
-            measured loss is lowest. The magnitude control is always measured beside it.
+            measured loss is lowest, and beside it ``obs``. The magnitude control is always measured too.
         curvature: estimator of the second derivatives.
         rounds: deletions in steps, the curvature re-estimated before each.
         num_probes: random output vectors per sample for the estimated scale.

@@ -91,7 +91,12 @@ def test_json_on_standard_output(run, model):
     assert code == 0
     report = json.loads(out)
     assert report["sparsity"] == pytest.approx(0.5, abs=1e-3)
-    assert [c["method"] for c in report["candidates"]] == ["auto + repair", "magnitude", "magnitude + repair"]
+    assert [c["method"] for c in report["candidates"]] == [
+        "auto + repair",
+        "obs + repair",
+        "magnitude",
+        "magnitude + repair",
+    ]
 
 
 def test_the_same_seed_gives_the_same_file(run, model):

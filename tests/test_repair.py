@@ -61,9 +61,10 @@ def test_auto_deletes_by_the_reading_of_lowest_loss_and_is_not_worse_than_each(l
     assert lenet.scoring.loss() == min(losses.values())
 
 
-def test_choice_compares_the_method_the_control_and_their_repairs(lenet):
+def test_choice_compares_the_method_its_rival_the_control_and_their_repairs(lenet):
     best, candidates = choose(lenet)
-    assert [each.quality.method for each in candidates] == ["auto + repair", "magnitude", "magnitude + repair"]
+    methods = ["auto + repair", "obs + repair", "magnitude", "magnitude + repair"]
+    assert [each.quality.method for each in candidates] == methods
     assert best.quality.loss <= candidates[0].quality.loss
     assert all(torch.equal(lenet.mirror.weights[name], weight) for name, weight in best.weights.items())
 

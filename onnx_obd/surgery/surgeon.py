@@ -10,6 +10,7 @@ Source: Hassibi, Stork 1993; block by block as in Frantar, Alistarh 2022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,8 +21,11 @@ from onnx_obd.surgery.gram import Gram, collect_grams
 from onnx_obd.surgery.least_squares import inverse_diagonal, solve_supported
 from onnx_obd.surgery.operands import Operand
 
-BLOCK = 256
-"""Columns whose interplay is taken into account: an inverse per row costs the cube of it."""
+WORK = 6e9
+"""Multiplications that the inverses may take, about: few weights get wide blocks, many get narrow ones."""
+
+BLOCKS = (16, 256)
+"""The least and the most columns whose interplay is taken into account: an inverse per row costs the cube of them."""
 
 DAMPING = 1.0
 """Added to every c_r, as a fraction of the mean over the node: an output that is silent on all samples may yet wake."""
@@ -70,6 +74,12 @@ def compensating_updates(
     return found
 
 
+def block_size(operands: Sequence[Operand]) -> int:
+    """Columns of a block: n weights in rows of blocks of b columns are n / b inverses, of b³ multiplications each."""
+    weights = sum(operand.elements.numel() for operand in operands)
+    return min(max(math.isqrt(int(WORK / max(1, weights))), BLOCKS[0]), BLOCKS[1])
+
+
 def _grams(calibration: Calibration, operands: Sequence[Operand], seed: int) -> list[tuple[Operand, Gram]]:
-    grams = collect_grams(calibration, operands, torch.Generator().manual_seed(seed), BLOCK)
+    grams = collect_grams(calibration, operands, torch.Generator().manual_seed(seed), block_size(operands))
     return [(operand, grams[operand.name]) for operand in operands]

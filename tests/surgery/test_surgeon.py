@@ -12,7 +12,7 @@ from onnx_obd.surgery import least_squares, surgeon
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from onnx_obd.surgery.operands import find_operands
 from onnx_obd.surgery.surgeon import compensating_updates, surgeon_curvature
-from tests.curvature.networks import calibration, linear
+from tests.curvature.networks import calibration, linear, mlp
 
 
 @pytest.fixture
@@ -62,3 +62,12 @@ def test_deleted_weights_stay_deleted_and_the_update_helps():
     with torch.no_grad():
         found.mirror.weights["w0"] += update
     assert found.loss() < loss
+
+
+@pytest.mark.parametrize(("work", "columns"), [(1e9, 256), (176 * 50**2, 50), (0, 16)])
+def test_blocks_are_as_wide_as_the_work_allows(monkeypatch, work, columns):
+    """176 weights: 176 / b inverses of b³ multiplications."""
+    found, _ = calibration(mlp(sizes=(6, 16, 5)), count=8, batch_size=8)
+    operands, _ = find_operands(found.mirror, found.batches[0], ["w0", "w1"])
+    monkeypatch.setattr(surgeon, "WORK", work)
+    assert surgeon.block_size(operands) == columns
