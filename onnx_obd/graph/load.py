@@ -57,7 +57,7 @@ class Model:
         for key, tensor in stored_tensors(proto):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise ModelError(f"tensor '{key}' is external data: give the path of the model's file")
-        _check(proto, "the model")
+        _check(proto, "the model", data)
         return cls(proto, None, hashlib.sha256(data).hexdigest(), len(data))
 
 
@@ -76,13 +76,13 @@ def load_model(path: str | Path) -> Model:
     digest, size = hashlib.sha256(data), len(data)
     try:
         proto = onnx.ModelProto.FromString(data)
-        del data  # the checker takes a copy of its own
         if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
             raise ModelError(f"{path}: not an ONNX model: it holds no graph")
         if not _is_text(proto):
             raise ModelError(f"{path}: not an ONNX model, or a damaged one: a name in it is not UTF-8 text")
         external = load_external_data(proto, path)
-        _check(proto, str(path))
+        _check(proto, str(path), None if external else data)
+        del data
     except DecodeError as error:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one") from error
     for location in sorted(set(external.values())):
@@ -127,8 +127,11 @@ def _read_file(path: Path) -> bytes:
         raise ModelError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _check(proto: onnx.ModelProto, source: str) -> None:
-    """Raises ModelError, naming ``source``, unless sizes fit and the checker or onnxruntime accepts the model."""
+def _check(proto: onnx.ModelProto, source: str, data: bytes | None = None) -> None:
+    """Raises ModelError, naming ``source``, unless sizes fit and the checker or onnxruntime accepts the model.
+
+    ``data``: the model as bytes, which saves writing it anew for the checker.
+    """
     for key, tensor in stored_tensors(proto):
         if reason := size_mismatch(tensor):
             raise ModelError(f"{source}: tensor '{key}': {reason}; the file is damaged")
@@ -141,7 +144,7 @@ def _check(proto: onnx.ModelProto, source: str) -> None:
             reason = f"shape {list(sparse.dims)} is too large to expand"
         if reason:
             raise ModelError(f"{source}: sparse tensor '{sparse.values.name}': {reason}")
-    objection = checker_objection(proto)
+    objection = checker_objection(proto if data is None else data)
     if objection is None:
         return
     try:
@@ -150,7 +153,7 @@ def _check(proto: onnx.ModelProto, source: str) -> None:
         raise ModelError(f"{source}: not a valid ONNX model: {objection}") from error
 
 
-def checker_objection(model: onnx.ModelProto | Path) -> str | None:
+def checker_objection(model: onnx.ModelProto | bytes | Path) -> str | None:
     """What ``onnx.checker.check_model`` (plain, without shape inference) objects to, on one line; None if nothing.
 
     A ModelProto of more than 2 GiB cannot be handed to it and counts as accepted; give its path instead.
