@@ -6,6 +6,7 @@ Dean 2015; node by node: Romero et al. 2015). Where the objective has labels, th
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,14 +41,14 @@ PATIENCE = 0.4
 """It ends when the best state is older than this share of the whole training, what comes before not counted."""
 
 
-LEARNING_RATES = (2e-2, 5e-3, 1e-3, 3e-4)
-"""Among these a trial decides: small dense networks take the first, deep ones of depthwise convolutions the last."""
-
-TRIAL = 48
-"""Steps of a trial at most. The rate falls to zero in them: while it is high, a good one too looks bad."""
+LEARNING_RATES = (3e-4, 1e-3, 5e-3, 2e-2)
+"""Among these trials decide: deep networks of depthwise convolutions take the first, small dense ones the last."""
 
 TRIAL_SHARE = 0.06
-"""Of the whole training at most, for one trial. What the best one has gained is kept."""
+"""Of the whole training, for one trial. The rate falls to zero in it: while it is high, a good one too looks bad.
+
+What the best one has gained is kept. Few steps prefer too low a rate where weights have been refitted already.
+"""
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ class Training:
     def _trials(self) -> float:
         """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.
 
-        The mirror goes on from there, if that is better than where it was; then nodes need not be matched first.
+        From the lowest rate upwards, as long as a higher one is better. The mirror goes on from the best trial, if that is better
+        than where it was; then nodes need not be matched first.
         """
         before, losses, state = snapshot(self.mirror), {}, self.state
         for rate in LEARNING_RATES:
@@ -222,6 +224,8 @@ class Training:
                     state.best, state.best_loss = snapshot(self.mirror), losses[rate]
             finally:
                 restore(self.mirror, before)
+            if losses[rate] > min(losses.values()):
+                break
         if state.best_loss < state.start_loss:
             restore(self.mirror, state.best)
         return min(losses, key=losses.__getitem__)
@@ -230,9 +234,8 @@ class Training:
         generator, recipe = torch.Generator().manual_seed(self.recipe.seed), self.recipe
         optimizer, start = self._optimizer(), time.perf_counter()
         steps, done = _minibatches(self.train.batches, generator), 0.0
-        for number in range(TRIAL):
+        for number in itertools.count():
             done = recipe.progress(number / len(steps), time.perf_counter() - start) / TRIAL_SHARE
-            done = max(done, number / TRIAL)
             if done >= 1:
                 break
             self._step(optimizer, steps[number % len(steps)], LAYERWISE, rate * (1 - done), generator)

@@ -114,6 +114,22 @@ def test_validation_samples_may_be_given(pruned):
     assert training.validation is found and training.train is found
 
 
+def test_no_rate_is_tried_beyond_one_that_is_worse(pruned, monkeypatch):
+    losses = dict(zip(LEARNING_RATES, (0.3, 0.2, 0.25, 0.1), strict=True))
+    tried = []
+    monkeypatch.setattr(Training, "_trial", lambda _, rate: tried.append(rate) or losses[rate])
+    assert Training(*pruned, Recipe(epochs=1))._trials() == LEARNING_RATES[1]
+    assert tried == list(LEARNING_RATES[:3])
+
+
+def test_a_trial_is_a_share_of_the_training(pruned, monkeypatch):
+    """Of 100 epochs of two minibatches, 12 steps, whose rate falls to zero."""
+    training, rates = Training(*pruned, Recipe(epochs=100)), []
+    monkeypatch.setattr(training, "_step", lambda optimizer, batches, done, rate, *_: rates.append(rate))
+    training._trial(1.0)
+    assert rates == pytest.approx([1 - step / 12 for step in range(12)])
+
+
 def test_a_rate_that_diverges_is_not_chosen(pruned, monkeypatch):
     monkeypatch.setattr("onnx_obd.recovery.training.LEARNING_RATES", (1e30, 5e-3))
     training = Training(*pruned, Recipe(epochs=1))
