@@ -110,6 +110,25 @@ def test_two_of_four_is_in_the_file_along_the_channels(tmp_path):
     assert any("TensorRT" in note and "2:4" in note for note in report.notes)
 
 
+def test_named_tensors_lose_what_was_said_of_them_and_the_others_their_share(tmp_path):
+    names = [weight.name for weight in onnx_obd.inspect(SAMPLES / "lenet_digits.onnx").weights if weight.prunable]
+    first, last, *others = names[0], names[-1], *names[1:-1]
+    options = {"method": "auto", "repair": True, "sparsity": 0.6, "rounds": 2}
+    report = pruned(tmp_path, sparsity_of=(f"{first}=0", f"{last}=0.75"), **options).report
+    proto = onnx.load(tmp_path / "out.onnx")
+    zeros = {name: weight.read(proto) == 0 for name, weight in find_weights(proto).items() if name in names}
+    assert not zeros[first].any() and zeros[last].mean() == pytest.approx(0.75, abs=1e-3)
+    assert np.concatenate([zeros[name].ravel() for name in others]).mean() == pytest.approx(0.6, abs=1e-3)
+    assert report.target_sparsity == report.sparsity
+    assert {weight.name: weight.sparsity for weight in report.weights}[last] == zeros[last].mean()
+
+
+def test_a_name_that_no_weight_has(tmp_path):
+    with pytest.raises(UsageError, match="no prunable weight matches 'lstm"):
+        pruned(tmp_path, sparsity_of=("lstm*=0.5",))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -76,6 +78,36 @@ def test_repair_in_rounds_keeps_the_zeros_and_beats_repair_at_the_end(lenet):
     assert early.plan.sparsity == late.plan.sparsity
     assert all((early.weights[name][~mask] == 0).all() for name, mask in early.plan.keep.items())
     assert any("were refitted" in note for note in early.notes)
+
+
+TIED = """<ir_version: 8, opset_import: ["" : 17]> network (float[N, 6] x) => (float[N, 3] y)
+    <float[6, 6] tied, float[6, 6] branch, float[6, 3] last, bool yes = {1}>
+{
+    a = MatMul (x, tied)
+    b = MatMul (a, tied)
+    c = If (yes) <then_branch = t () => (float[N, 6] o) { o = MatMul (b, branch) },
+                  else_branch = e () => (float[N, 6] p) { p = Identity (b) }>
+    d = Tanh (c)
+    y = MatMul (d, last)
+}"""
+
+
+def test_what_cannot_be_refitted_is_in_the_report_and_the_rest_is_refitted(tmp_path):
+    """Weights that multiply in two nodes, or inside a subgraph, are pruned as others are."""
+    proto, rng = onnx.parser.parse_model(TIED), np.random.default_rng(0)
+    shapes = {"tied": (6, 6), "branch": (6, 6), "last": (6, 3)}
+    for name, shape in shapes.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    np.save(tmp_path / "x.npy", rng.normal(size=(80, 6)).astype(np.float32))
+    options = {"method": "obd", "sparsity": 0.4, "rounds": 4, "benchmark": False}
+    report = onnx_obd.prune(tmp_path / "model.onnx", tmp_path / "x.npy", tmp_path / "out.onnx", **options).report
+    assert report.shipped == "obd + repair"
+    notes = " ".join(report.notes)
+    assert "1 of 3 weights were refitted" in notes
+    assert "not refitted, 1 times: multiplies in 2 nodes" in notes
+    assert "not refitted, 1 times: its node lies in a subgraph" in notes
+    assert {weight.name for weight in report.weights if weight.sparsity > 0} == set(shapes)
 
 
 def test_obs_deletes_with_its_update(lenet):
