@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +105,11 @@ def _intents(data: Path):
     return train[:CALIBRATION], test, labels
 
 
-def _imagenet(data: Path):
-    """Calibrates on photos of all kinds of classes, and tests on the ten of imagenette.
+def _imagenet(data: Path, own_classes: bool = False):
+    """Tests on the ten classes of imagenette; calibrates on photos of 256 classes, one of each.
 
-    With photos of these ten classes only, recovery makes a network of a thousand classes one of ten.
+    With ``own_classes`` calibrates on imagenette's own calibration part: what a network of a thousand classes is worth
+    to who needs these ten.
     """
     from PIL import Image
 
@@ -121,10 +123,13 @@ def _imagenet(data: Path):
         left, top = (image.width - 244) // 2, (image.height - 244) // 2
         return np.asarray(image.crop((left, top, left + 244, top + 244)))
 
-    photos = sorted((data / "imagenet_calib").glob("*.JPEG"))[:CALIBRATION]
+    photos = sorted((data / "imagenet_calib").glob("*.JPEG"))
+    if own_classes:
+        photos = [data / "imagenette" / name for name, _ in rows if name.startswith("calib")]
+        photos = [photos[index] for index in np.random.default_rng(0).permutation(len(photos))]
     tested = [(data / "imagenette" / name, label) for name, label in rows if name.startswith("test")]
     prepare = _chw((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    parts = photos, [path for path, _ in tested]
+    parts = photos[:CALIBRATION], [path for path, _ in tested]
     calibration, test = (np.concatenate([prepare(read(path)[None]) for path in paths]) for paths in parts)
     return calibration, test, np.array([label for _, label in tested])
 
@@ -179,13 +184,19 @@ LOADERS: dict[str, Loader] = {
     "iris_mstutorial_mlp": _iris,
     "intent_mlp_aria": _intents,
     "mobilenetv2_fp32_derived": _imagenet,
+    "mobilenetv2_fp32_derived@imagenette": partial(_imagenet, own_classes=True),
     "magika_fast_v2_1": _magika,
 }
 
 
+def model_path(corpus: Path, name: str) -> Path:
+    """The model's file; what stands behind an @ in its name says which data it is calibrated on."""
+    return corpus / "models" / f"{name.partition('@')[0]}.onnx"
+
+
 def load_task(corpus: Path, name: str) -> Task:
     """The model of that name with its data."""
-    model = corpus / "models" / f"{name}.onnx"
+    model = model_path(corpus, name)
     inputs = read_inputs(onnx.load(model))
     calibration, test, labels = LOADERS[name](corpus / "data")
     feeds = [{inputs[0].name: row[None]} for row in calibration]

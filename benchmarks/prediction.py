@@ -32,7 +32,7 @@ from onnx_obd.surgery.mask import restore
 SATURATED = ("mnist_cntk_8", "mnist_cnn_pytorch_ortjava")
 """At temperature 1 they put out probabilities of exactly 0 and 1, and have no curvature."""
 
-LARGE = ("mobilenetv2_fp32_derived", "cifar10_marabou_medium")
+LARGE = ("mobilenetv2_fp32_derived", "mobilenetv2_fp32_derived@imagenette", "cifar10_marabou_medium")
 
 
 def ratio(measured: float, predicted: float | None) -> str:

@@ -24,7 +24,7 @@ import click
 import numpy as np
 import onnxruntime
 
-from benchmarks.corpus import LOADERS, Task, load_task
+from benchmarks.corpus import LOADERS, Task, load_task, model_path
 from onnx_obd.atomic import write_atomically
 from onnx_obd.graph.session import open_session
 from onnx_obd.pipeline import prune
@@ -206,7 +206,7 @@ def main(
     results: Path | None,
     output: Path | None,
 ) -> None:
-    models = models or [name for name in LOADERS if (corpus / "models" / f"{name}.onnx").is_file()]
+    models = models or [name for name in LOADERS if model_path(corpus, name).is_file()]
     for name in models:
         if name not in LOADERS:
             raise click.UsageError(f"no data for {name}; there are {', '.join(LOADERS)}")
