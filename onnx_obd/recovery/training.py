@@ -213,8 +213,8 @@ class Training:
     def _trials(self) -> float:
         """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.
 
-        From the lowest rate upwards, as long as a higher one is better. The mirror goes on from the best trial, if that is better
-        than where it was; then nodes need not be matched first.
+        From the lowest rate upwards, as long as a higher one is better. The mirror goes on from the best trial, if that
+        is better than where it was; then nodes need not be matched first.
         """
         before, losses, state = snapshot(self.mirror), {}, self.state
         for rate in LEARNING_RATES:
