@@ -246,19 +246,25 @@ class Training:
             return math.inf
 
     def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The samples blended with others, and what the teacher makes of them: few samples become many.
+        """The samples with parts of others, and what the teacher makes of them: few samples become many.
 
-        x (1 - t) + x' t with t uniform in [0, 1/2] (mixup, Zhang et al. 2018, with the teacher in place of labels).
+        One of the two, at random: x (1 - t) + x' t (mixup, Zhang et al. 2018, with the teacher in place of labels), or
+        x with a share t of its elements from x'; t is uniform in [0, 1/2].
         """
         other = self.train.batches[int(torch.randint(len(self.train.batches), (), generator=generator))]
         if any(a.shape != b.shape for a, b in zip(batch.inputs, other.inputs, strict=True)):
             return batch
         share = 0.5 * float(torch.rand((), generator=generator))
+        blended = bool(torch.randint(2, (), generator=generator))
         order = torch.randperm(batch.count, generator=generator)
-        inputs = tuple(
-            torch.lerp(x, other_x[order] if len(other_x) == batch.count else other_x, share)
-            for x, other_x in zip(batch.inputs, other.inputs, strict=True)
-        )
+
+        def mixed(x: Tensor, other_x: Tensor) -> Tensor:
+            other_x = other_x[order] if len(other_x) == batch.count else other_x
+            if blended:
+                return torch.lerp(x, other_x, share)
+            return torch.where(torch.rand(x.shape, generator=generator) < share, other_x, x)
+
+        inputs = tuple(mixed(x, other_x) for x, other_x in zip(batch.inputs, other.inputs, strict=True))
         with torch.no_grad():
             values = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
         return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(values, None)))

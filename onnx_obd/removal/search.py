@@ -40,12 +40,14 @@ CLOCK_SECONDS = 1.0
 SURE_SECONDS = 4.0
 """For that of a step that seems to reach the speed: other work on the machine can make one second lie."""
 
-BETWEEN_STEPS = 0.7
+BETWEEN_STEPS = 0.8
 """Share of the recovery's time that is spent during the search; the rest is for the model chosen."""
 
-PORTION = 0.125
+PORTION = 0.1
 """Of that, the most that one training takes, if how many there will be is not known."""
 
+HOPELESS = 5.0
+"""Times the drop allowed: from there no training leads back, and none is tried."""
 
 WORTH_MORE = 0.95
 """A training after which the loss is above this share of what it was is not followed by another."""
@@ -167,7 +169,11 @@ class Search:
             offers = self._offers(here)
             going, step = self._going(here, offers, step, target)
             if not going:
-                break
+                if (better := self._better(here)) is None:
+                    break
+                here, self.chosen = better, better if here is self.chosen else self.chosen
+                step = math.sqrt(STEP)
+                continue
             there = self._stepped(here, going, target)
             if objection := self._objection(there.state):
                 why, step = objection, math.sqrt(step)
@@ -217,22 +223,42 @@ class Search:
             state = self.thinning.without(here.state, going, report)
         return self._timed(self._trained(state, target))
 
+    def _better(self, here: Point) -> Point | None:
+        """Where no step is left: the same units, trained by a portion; None if that is not worth it."""
+        if not self.options.goal or self.minutes <= 0 or not here.state.gone:
+            return None
+        state = self._trained_by(here.state, PORTION)
+        if state.quality.loss >= WORTH_MORE * here.state.quality.loss:
+            return None
+        self._tried.clear()
+        return self._timed(state)
+
+    def _trained_by(self, state: Thinned, share: float) -> Thinned:
+        """Trained by a share of the time for steps, or by what is left of it."""
+        portion = min(self.minutes, share * BETWEEN_STEPS * self.options.recover_minutes)
+        self.minutes -= portion
+        return self.thinning.trained(state, portion)
+
     def _trained(self, state: Thinned, target: float) -> Thinned:
         """Trained by a portion of the time there is; under a goal as many as are needed to meet it, while they help."""
-        options = self.options
+        options, before = self.options, math.inf
         if options.retrain_epochs:
             state = self.thinning.trained(state, None, options.retrain_epochs)
-        steps = 1 / PORTION if options.goal else math.ceil(math.log(target) / math.log(STEP))
-        before = math.inf
-        while self.minutes > 0 and state.quality.loss < WORTH_MORE * before:
-            if options.goal and not self._objection(state):
+        if not options.goal:
+            share = 1 / math.ceil(math.log(target) / math.log(STEP))
+            return self._trained_by(state, share) if self.minutes > 0 else state
+        while self.minutes > 0 and self._objection(state) and not self._hopeless(state):
+            if state.quality.loss >= WORTH_MORE * before:
                 break
-            portion, before = min(self.minutes, BETWEEN_STEPS * options.recover_minutes / steps), state.quality.loss
-            self.minutes -= portion
-            state = self.thinning.trained(state, portion)
-            if not options.goal:
-                break
+            rate, before = self.thinning.learning_rate, state.quality.loss
+            state = self._trained_by(state, PORTION)
+            if self.thinning.learning_rate < rate:  # it was too high to help
+                before = math.inf
         return state
+
+    def _hopeless(self, state: Thinned) -> bool:
+        allowed = self.options.goal.max_drop
+        return allowed is not None and state.drop is not None and state.drop > HOPELESS * allowed
 
     def _objection(self, state: Thinned) -> str:
         """Why the smaller model may not pass, by the held-back samples; empty if it may."""

@@ -14,8 +14,9 @@ from functools import cached_property
 import onnx
 from torch import Tensor
 
-from onnx_obd.calibration.expected_drop import expected_drop
+from onnx_obd.calibration.expected_drop import ExpectedDrop
 from onnx_obd.calibration.measure import Calibration, feeds
+from onnx_obd.calibration.mixtures import with_mixtures
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.candidates import original_masks
 from onnx_obd.errors import ModelError
@@ -48,6 +49,16 @@ REFIT_SECONDS = 60.0
 
 BOTH_WAYS = 5
 """A sample by itself with its gradients takes about so many times as long as one in a batch without."""
+
+MIXTURES = 4
+"""For every sample that training is judged by."""
+
+LEARNING_RATE, SLOWER, LEAST_RATE = 5e-3, 4.0, 3e-4
+"""Of the training, at first; so many times lower after one that did not help; and at least. A trial of a few steps
+would take a low one: what was refitted stands at the bottom of a valley, and leaves it only for a better one."""
+
+HELPED = 0.95
+"""A training did not, after which the loss that judges it is above this share of what it was."""
 
 FEWEST = 8
 """Samples of which a refit makes use at least."""
@@ -86,7 +97,9 @@ class Thinning:
             raise ModelError("no unit of this model can be removed; 'onnx-obd inspect --units' says why")
         self.families = self.units.families()
         self.subnormal = sum(count_subnormals(run.model.proto).values())
-        self.learning_rate = run.options.learning_rate
+        self.learning_rate = run.options.learning_rate or LEARNING_RATE
+        self.judging = with_mixtures(run.acceptance, MIXTURES, run.options.seed)
+        self.expected_drop = ExpectedDrop(run.scoring, run.held_back, run.options.seed)
         self.whole = self._told(frozenset(), run.mirror, False)
 
     def left(self, gone: Gone) -> dict[int, list[Unit]]:
@@ -142,9 +155,11 @@ class Thinning:
                 {},
                 recipe,
                 teacher=run.mirror,
-                validation=run.acceptance.on(small),
+                validation=self.judging.on(small),
             )
-            self.learning_rate = training.run(report).learning_rate
+            found = training.run(report)
+        if found.best_loss > HELPED * found.start_loss:
+            self.learning_rate = max(self.learning_rate / SLOWER, LEAST_RATE)
         restore_survivors(run.mirror, self.units, self._removed(state.gone), small.weights)
         return self._told(state.gone, small, True)
 
@@ -193,8 +208,7 @@ class Thinning:
         run = self.run
         values = head_values(run.held_back.on(mirror))
         quality = assess(run.held_back, values, run.original_values, method="units removed", sparsity=0.0)
-        drop = expected_drop(run.objective.heads[0], values, run.original_values)
-        return Thinned(gone, snapshot(run.mirror), quality, drop, trained)
+        return Thinned(gone, snapshot(run.mirror), quality, self.expected_drop.of(mirror), trained)
 
     @cached_property
     def _seconds_of_a_sample(self) -> float:

@@ -1,65 +1,96 @@
-"""The estimated drop against the drop that drawn labels measure."""
+"""The estimated drop against the drop that drawn labels measure; the temperature against its likelihood."""
 
+import copy
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from onnx_obd.calibration.expected_drop import expected_drop
-from onnx_obd.calibration.heads import ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead
+from onnx_obd.calibration.expected_drop import ExpectedDrop, drop_of_movements, mixing_temperature
+from onnx_obd.calibration.mixtures import MOST
+from tests.curvature.networks import calibration, mlp
 
 
 def logits(count, spread=2.0, seed=0):
     return spread * torch.randn(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-SOFTMAX = SoftmaxHead("y", 0, lambda z: z.reshape(-1, z.shape[-1]), 1.0)
-
-
-def drop(head, now, before):
-    return expected_drop(head, [(now[:3],), (now[3:],)], [(before[:3],), (before[3:],)])
-
-
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
-def test_it_is_about_the_drop_that_labels_drawn_from_the_original_show(noise):
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_it_is_about_the_drop_that_labels_drawn_from_the_original_show(noise, temperature):
     """A change from a to b costs p_a - p_b; given that a or b is right, it is p_a + p_b times as rare."""
-    before = logits(400)
-    now = before + noise * logits(400, 1.0, seed=1)
-    p = before.softmax(-1)
-    true = float((p.max(-1).values - p.gather(-1, now.argmax(-1, keepdim=True))[:, 0]).mean())
-    found = drop(SOFTMAX, now, before)
-    assert true < found < 1.6 * true
+    before = logits(400).sort(-1, descending=True).values
+    moved = noise * logits(400, 1.0, seed=1)
+    p = (before / temperature).softmax(-1)
+    true = float((p.max(-1).values - p.gather(-1, (before + moved).argmax(-1, keepdim=True))[:, 0]).mean())
+    assert true < drop_of_movements(before, moved, temperature) < 1.8 * true
 
 
 def test_one_pair_by_hand():
-    before = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.5, 0.0]])
-    now = before + torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+    ordered = torch.tensor([[3.0, 1.0, 0.0], [2.0, 0.5, 0.0]])
+    moved = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
     # The first movement lifts the second of three by 3: from 1 to 4 against 3, from 0.5 to 3.5 against 2.
-    expected = (math.tanh(1.0) + math.tanh(0.75)) / 4
-    assert expected_drop(SOFTMAX, [(now,)], [(before,)]) == pytest.approx(expected)
+    expected = (math.tanh(2.0 / 3.0) + math.tanh(1.5 / 3.0)) / 4
+    assert drop_of_movements(ordered, moved, 1.5) == pytest.approx(expected)
 
 
-def test_nothing_moved_nothing_dropped_and_a_common_shift_is_nothing():
-    before = logits(20)
-    assert drop(SOFTMAX, before, before) == 0
-    assert drop(SOFTMAX, before + 5, before) == 0
+def mixed(count=60, seed=3):
+    generator = np.random.default_rng(seed)
+    first, second = (generator.integers(20, size=count) for _ in range(2))
+    return SimpleNamespace(first=first, second=second, share=generator.uniform(0, MOST, count))
 
 
-def test_probabilities_are_as_good_as_logits():
-    before, now = logits(20), logits(20, seed=1)
-    head = ProbabilityHead("y", 0, 1.0)
-    found = drop(head, now.softmax(-1), before.softmax(-1))
-    assert found == pytest.approx(drop(SOFTMAX, now, before), rel=1e-3)
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_temperature_is_the_likeliest(each):
+    pairs, classes = mixed(), torch.randint(4, (20 * each,), generator=torch.Generator().manual_seed(2))
+    of = [classes.reshape(20, each)[side].reshape(-1) for side in (pairs.first, pairs.second)]
+    share = torch.from_numpy(pairs.share).repeat_interleave(each)
+    targets = (1 - share)[:, None] * torch.nn.functional.one_hot(of[0], 4)
+    targets += share[:, None] * torch.nn.functional.one_hot(of[1], 4)
+    rows = logits(60 * each) + 3 * targets
+    found = mixing_temperature(rows, classes, pairs)
+    grid = found * torch.linspace(0.9, 1.1, 41, dtype=torch.float64)
+    losses = [float(torch.nn.functional.cross_entropy(rows / t, targets)) for t in grid]
+    assert abs(losses.index(min(losses)) - 20) <= 1
+    assert mixing_temperature(7 * rows, classes, pairs) == pytest.approx(7 * found, rel=2e-3)
 
 
-def test_without_odds_every_change_counts():
-    before, head = logits(20), SquaredHead("y", 0, 1.0)
-    now = before.scatter(-1, before.argmax(-1, keepdim=True), -1e3)
-    assert drop(head, now, before) == 1
-    assert drop(head, before, before) == 0
+def network(kind="kl", sizes=(6, 16, 4)):
+    found, _ = calibration(mlp(sizes=sizes), count=40, kind=kind, batch_size=8)
+    return found.mirror, found
+
+
+def moved(mirror, amount):
+    other = copy.deepcopy(mirror)
+    with torch.no_grad():
+        weight = other.weights["w1"]
+        weight += amount * torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
+    return other
+
+
+@pytest.mark.parametrize("kind", ["kl", "squared"])
+def test_nothing_moved_nothing_dropped_and_more_is_more(kind):
+    """Outputs that are no logits have a temperature too."""
+    mirror, samples = network(kind)
+    drop = ExpectedDrop(samples, samples)
+    assert drop.of(mirror) == 0
+    found = [drop.of(moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
+    assert 0 < found[0] < found[1] < found[2] <= 1
+
+
+def test_the_scale_of_the_outputs_does_not_matter():
+    found = []
+    for scale in (1.0, 50.0):
+        mirror, samples = network("squared")
+        with torch.no_grad():
+            for name in ("w1", "b1"):
+                mirror.weights[name] *= scale
+        found.append(ExpectedDrop(samples, samples).of(moved(mirror, 0.3 * scale)))
+    assert found[0] == pytest.approx(found[1], rel=1e-2) and found[0] > 0
 
 
 def test_what_chooses_no_class_has_no_drop():
-    before = logits(20)
-    assert drop(SigmoidHead("y", 0, 1.0), before, before) is None
-    assert drop(SquaredHead("y", 0, 1.0), before[:, :2], before[:, :2]) is None
+    mirror, samples = network("squared", sizes=(6, 16, 2))
+    assert ExpectedDrop(samples, samples).of(mirror) is None

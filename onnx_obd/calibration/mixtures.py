@@ -1,0 +1,58 @@
+"""Mixtures of two samples each: many inputs that nothing was fitted to, from a few samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_obd.calibration.measure import Calibration
+from onnx_obd.calibration.samples import Samples
+
+MOST = 0.25
+"""Of the other sample, at most: what is still much like a sample."""
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """x_i (1 - t) + x_j t with t in [0, 1/4] (mixup; Zhang et al. 2018): the samples, and i, j and t of each."""
+
+    samples: Samples
+    first: np.ndarray
+    second: np.ndarray
+    share: np.ndarray
+
+
+def mixtures(samples: Samples, times: int, seed: int) -> Mixtures | None:
+    """Every sample ``times`` mixed with random others; None if inputs are not all floats of the same shape."""
+    shapes = {tuple((name, a.shape, a.dtype.kind) for name, a in sorted(feed.items())) for feed in samples.feeds}
+    if len(shapes) != 1 or any(kind != "f" for _, _, kind in next(iter(shapes))):
+        return None
+    generator, count = np.random.default_rng(seed), len(samples)
+    first = np.tile(np.arange(count), times)
+    second = np.concatenate([generator.permutation(count) for _ in range(times)])
+    share = generator.uniform(0, MOST, len(first))
+    feeds = [
+        {
+            name: (a + (samples.feeds[j][name] - a) * a.dtype.type(t)).astype(a.dtype)
+            for name, a in samples.feeds[i].items()
+        }
+        for i, j, t in zip(first, second, share, strict=True)
+    ]
+    made = Samples.from_feeds(feeds, source=f"mixtures of {samples.source}", batchable=samples.batchable)
+    return Mixtures(made, first, second, share)
+
+
+def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibration:
+    """The samples and their mixtures; as it is if there are none. Only while the mirror holds the original weights.
+
+    Of few samples the loss often hangs on one or two; their mixtures show what else may happen.
+    """
+    mixed = mixtures(calibration.samples, times, seed)
+    if mixed is None or calibration.objective.supervised:
+        return calibration
+    own, made = calibration.samples, mixed.samples
+    both = Samples.from_feeds(
+        own.feeds + made.feeds, source=f"{own.source}, and mixtures", batchable=own.batchable
+    )
+    return Calibration(calibration.mirror, calibration.objective, both, calibration.batch_size)
