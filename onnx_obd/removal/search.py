@@ -31,6 +31,9 @@ LEAST_GAIN = 1.01
 PATIENCE = 3
 """Steps in a row that may gain no speed until they are taken back."""
 
+MOST_TRIED = 6
+"""Steps from one point that may overstep the drop: a refit of a large network takes a minute."""
+
 ROUNDS = 8
 """Steps in which a given share of the units goes; the curvature is estimated anew in each."""
 
@@ -179,6 +182,7 @@ class Search:
                 why, step = objection, math.sqrt(step)
                 continue
             here = there
+            self._tried.clear()
             if there.speed >= LEAST_GAIN * self.chosen.speed:
                 self.chosen, stalled = there, 0
             elif (stalled := stalled + 1) >= PATIENCE:
@@ -206,15 +210,19 @@ class Search:
 
     def _going(self, here: Point, offers: Offers, step: float, target: float) -> tuple[list[int], float]:
         """The units that cost least loss per microsecond, for the largest step not tried yet, and that step."""
-        while step >= SMALLEST_STEP:
-            aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
-            sizes = choose_sizes(offers.families, offers.microseconds * (1 - here.speed / aim))
-            going = _going_to(offers.ascending, sizes)
-            gone = here.state.gone | frozenset(going)
-            if gone not in self._tried or not going:
-                self._tried.add(gone)
-                return going, step
-            step = math.sqrt(step)
+        families, step = offers.families, max(step, SMALLEST_STEP)
+        while len(self._tried) < MOST_TRIED:
+            while step >= SMALLEST_STEP:
+                aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
+                sizes = choose_sizes(families, offers.microseconds * (1 - here.speed / aim))
+                going = _going_to(offers.ascending, sizes)
+                gone = here.state.gone | frozenset(going)
+                if gone not in self._tried or not going:
+                    self._tried.add(gone)
+                    return going, step
+                step = math.sqrt(step)
+            # Too much of a family: fewer of it cost more loss per microsecond, or another family does, but less in all.
+            families, step = _fewer(families, sizes, offers.microseconds * (1 - 1 / SMALLEST_STEP)), SMALLEST_STEP
         return [], step
 
     def _stepped(self, here: Point, going: list[int], target: float) -> Point:
@@ -353,6 +361,14 @@ class Search:
 def _going_to(ascending: Ascending, sizes: Mapping[int, int]) -> list[int]:
     """The cheapest units of each family, so many that ``sizes`` are left."""
     return [unit for f, left in sizes.items() for unit in ascending[f][: len(ascending[f]) - left]]
+
+
+def _fewer(families: Mapping[int, Offer], sizes: Mapping[int, int], least: float) -> dict[int, Offer]:
+    """The offers without those that take as much of a family as ``sizes`` do, or gain less than ``least``."""
+    return {
+        f: Offer(offer.losses, {left: g for left, g in offer.gains.items() if left > sizes.get(f, 0) and g >= least})
+        for f, offer in families.items()
+    }
 
 
 def _briefly(parts: Sequence[str], most: int = 12) -> str:

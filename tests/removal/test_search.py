@@ -10,9 +10,10 @@ from onnx_obd import prune
 from onnx_obd.errors import UsageError
 from onnx_obd.graph.session import open_session
 from onnx_obd.options import Options
+from onnx_obd.plan.widths import Offer
 from onnx_obd.records import Interval, Latency
 from onnx_obd.removal import remove_units, search, time_of_sizes
-from onnx_obd.removal.search import Search
+from onnx_obd.removal.search import Offers, Search
 from tests.removal.clock import microseconds, run_by_weights
 from tests.removal.networks import inputs, prepared, wide
 
@@ -203,3 +204,23 @@ def test_a_provider_that_is_not_there_is_refused_before_the_work(tmp_path):
 def test_latencies_are_read_in_their_units():
     assert Options(target_latency="250us").target_milliseconds == pytest.approx(0.25)
     assert Options(target_latency="1.5 ms").target_milliseconds == pytest.approx(1.5)
+
+
+def test_what_oversteps_is_taken_in_smaller_parts(tmp_path, monkeypatch):
+    """The largest part of a family is the best bargain, and too much: a smaller one passes."""
+    run_by_weights(monkeypatch)
+    search = Search(prepared(tmp_path, speedup=4.0, max_drop=0.1))
+    here = search._timed(search.thinning.whole)
+    bargain = {48: 4.0, 32: 9.0, 16: 30.0}
+    families = {f: Offer([1.0] * len(u), bargain if len(u) == 64 else {}) for f, u in search.thinning.families.items()}
+    ascending = {f: [unit.id for unit in units] for f, units in search.thinning.families.items()}
+    offers = Offers(here, 100.0, ascending, families)
+    taken = []
+    step = 1.12
+    while True:
+        going, step = search._going(here, offers, step, 4.0)
+        if not going:
+            break
+        taken.append(len(going))
+        step = step**0.5
+    assert taken == [48, 32, 16]

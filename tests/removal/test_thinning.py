@@ -9,7 +9,6 @@ from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.session import open_session
 from onnx_obd.graph.weights import write_weights
-from onnx_obd.recovery import training
 from onnx_obd.removal import thinning as module
 from onnx_obd.removal.thinning import Thinning
 from tests.removal.networks import inputs, prepared
@@ -65,10 +64,7 @@ def test_a_refit_of_a_large_network_uses_fewer_samples(tmp_path, monkeypatch):
     assert all(part.loss() > 1e-3 for part in parts)  # the targets are those of the original
 
 
-def test_training_lowers_the_loss_and_stays_in_place(tmp_path, monkeypatch):
-    rates = []
-    found = training.Training._trials
-    monkeypatch.setattr(training.Training, "_trials", lambda self: rates.append(found(self)) or rates[-1])
+def test_training_lowers_the_loss_and_stays_in_place(tmp_path):
     run = prepared(tmp_path, repair=False)
     thinning = Thinning(run)
     state = thinning.without(thinning.whole, [unit.id for unit in thinning.units.units][::4])
@@ -78,8 +74,19 @@ def test_training_lowers_the_loss_and_stays_in_place(tmp_path, monkeypatch):
     np.testing.assert_allclose(
         full_size(run, trained), outputs(thinning.model(trained.gone, trained.weights)), rtol=1e-4, atol=1e-5
     )
-    thinning.trained(trained, None, 1)
-    assert len(rates) == 1  # the learning rate is found once
+
+
+def test_a_rate_that_does_not_help_is_lowered(tmp_path):
+    run = prepared(tmp_path, repair=False, learning_rate=30.0)
+    thinning = Thinning(run)
+    state = thinning.without(thinning.whole, [unit.id for unit in thinning.units.units][::4])
+    rates = [thinning.learning_rate]
+    for _ in range(9):
+        trained = thinning.trained(state, None, 2)
+        assert trained.quality.loss <= 1.2 * state.quality.loss  # never left with what such a rate does
+        rates.append(thinning.learning_rate)
+    assert rates[0] == 30 and rates[1] == 30 / module.SLOWER
+    assert module.LEAST_RATE <= rates[-1] == rates[-2] < 1  # where it helps it stays
 
 
 def test_losses_are_of_the_units_that_are_left(tmp_path):
