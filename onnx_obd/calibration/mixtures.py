@@ -9,18 +9,13 @@ import numpy as np
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.samples import Samples
 
-MOST = 0.25
-"""Of the other sample, at most: what is still much like a sample."""
-
 
 @dataclass(frozen=True)
 class Mixtures:
-    """x_i (1 - t) + x_j t with t in [0, 1/4] (mixup; Zhang et al. 2018): the samples, and i, j and t of each."""
+    """x_i (1 - t) + x_j t with t in [0, 1/2] (mixup; Zhang et al. 2018): the samples, and i of each."""
 
     samples: Samples
     first: np.ndarray
-    second: np.ndarray
-    share: np.ndarray
 
 
 def mixtures(samples: Samples, times: int, seed: int) -> Mixtures | None:
@@ -31,16 +26,16 @@ def mixtures(samples: Samples, times: int, seed: int) -> Mixtures | None:
     generator, count = np.random.default_rng(seed), len(samples)
     first = np.tile(np.arange(count), times)
     second = np.concatenate([generator.permutation(count) for _ in range(times)])
-    share = generator.uniform(0, MOST, len(first))
+    shares = generator.uniform(0, 0.5, len(first))
     feeds = [
         {
             name: (a + (samples.feeds[j][name] - a) * a.dtype.type(t)).astype(a.dtype)
             for name, a in samples.feeds[i].items()
         }
-        for i, j, t in zip(first, second, share, strict=True)
+        for i, j, t in zip(first, second, shares, strict=True)
     ]
     made = Samples.from_feeds(feeds, source=f"mixtures of {samples.source}", batchable=samples.batchable)
-    return Mixtures(made, first, second, share)
+    return Mixtures(made, first)
 
 
 def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibration:

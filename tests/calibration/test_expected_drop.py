@@ -2,14 +2,11 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from onnx_obd.calibration.expected_drop import ExpectedDrop, drop_of_movements, mixing_temperature
-from onnx_obd.calibration.mixtures import MOST
+from onnx_obd.calibration.expected_drop import ExpectedDrop, consistent_temperature, drop_of_movements
 from tests.curvature.networks import calibration, mlp
 
 
@@ -36,25 +33,14 @@ def test_one_pair_by_hand():
     assert drop_of_movements(ordered, moved, 1.5) == pytest.approx(expected)
 
 
-def mixed(count=60, seed=3):
-    generator = np.random.default_rng(seed)
-    first, second = (generator.integers(20, size=count) for _ in range(2))
-    return SimpleNamespace(first=first, second=second, share=generator.uniform(0, MOST, count))
-
-
-@pytest.mark.parametrize("each", [1, 2])
-def test_the_temperature_is_the_likeliest(each):
-    pairs, classes = mixed(), torch.randint(4, (20 * each,), generator=torch.Generator().manual_seed(2))
-    of = [classes.reshape(20, each)[side].reshape(-1) for side in (pairs.first, pairs.second)]
-    share = torch.from_numpy(pairs.share).repeat_interleave(each)
-    targets = (1 - share)[:, None] * torch.nn.functional.one_hot(of[0], 4)
-    targets += share[:, None] * torch.nn.functional.one_hot(of[1], 4)
-    rows = logits(60 * each) + 3 * targets
-    found = mixing_temperature(rows, classes, pairs)
+def test_the_temperature_is_the_likeliest():
+    classes = torch.randint(4, (60,), generator=torch.Generator().manual_seed(2))
+    rows = logits(60) + 3 * torch.nn.functional.one_hot(classes, 4)
+    found = consistent_temperature(rows, classes)
     grid = found * torch.linspace(0.9, 1.1, 41, dtype=torch.float64)
-    losses = [float(torch.nn.functional.cross_entropy(rows / t, targets)) for t in grid]
+    losses = [float(torch.nn.functional.cross_entropy(rows / t, classes)) for t in grid]
     assert abs(losses.index(min(losses)) - 20) <= 1
-    assert mixing_temperature(7 * rows, classes, pairs) == pytest.approx(7 * found, rel=2e-3)
+    assert consistent_temperature(7 * rows, classes) == pytest.approx(7 * found, rel=2e-3)
 
 
 def network(kind="kl", sizes=(6, 16, 4)):
