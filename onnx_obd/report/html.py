@@ -30,6 +30,7 @@ from onnx_obd.report.quantities import (
 )
 from onnx_obd.report.summary import (
     before_after,
+    deletes_weights,
     headline,
     latency_remarks,
     prediction_verdict,
@@ -109,10 +110,11 @@ def _text(value: object) -> str:
 
 
 def _head(report: Report) -> str:
-    tiles = [
-        (percent(report.sparsity), "of the prunable weights are zero"),
-        (size_change(report.bytes_before, report.bytes_after), "file, on disk"),
-    ]
+    tiles = [(size_change(report.bytes_before, report.bytes_after), "file, on disk")]
+    if deletes_weights(report):
+        tiles.insert(0, (percent(report.sparsity), "of the prunable weights are zero"))
+    else:
+        tiles.insert(0, (percent(1 - report.parameters_after / report.parameters), "of the parameters went with units"))
     exported = report.exported
     if exported.agreement is not None:
         tiles.append((percent(exported.agreement), "of held-back answers unchanged"))

@@ -174,9 +174,9 @@ def latency_plot(latency: Latency) -> str:
 
 
 def sparsity_plot(weights: Sequence[WeightSummary]) -> str:
-    """The sparsity of each prunable tensor, in graph order; of many, the largest tensors."""
+    """The sparsity of each prunable tensor, in graph order; of many, the largest tensors. Empty without a zero."""
     prunable = [weight for weight in weights if weight.prunable]
-    if not prunable:
+    if not any(weight.sparsity for weight in prunable):
         return ""
     largest = sorted(range(len(prunable)), key=lambda n: -size(prunable[n]))[:MAX_TENSORS]
     chosen = [prunable[n] for n in sorted(largest)]

@@ -52,7 +52,10 @@ def headline(report: Report) -> str:
 def before_after(report: Report) -> list[Row]:
     """Every measured quantity of the original and of the exported model; rows without a measurement are left out."""
     dense, exported = report.dense, report.exported
-    rows = [Row("sparsity", percent(sparsity_before(report)), percent(report.sparsity), _sparsity_remark(report))]
+    rows = []
+    if deletes_weights(report):
+        zeros = percent(sparsity_before(report)), percent(report.sparsity)
+        rows.append(Row("sparsity", *zeros, _sparsity_remark(report)))
     if report.parameters_after is not None:
         rows.append(Row("parameters", count(report.parameters), count(report.parameters_after), "units removed"))
     stored = f"; {plural(report.sparse_tensors, 'tensor')} stored sparse" if report.sparse_tensors else ""
@@ -73,6 +76,11 @@ def before_after(report: Report) -> list[Row]:
         before, after = milliseconds(timed.original.median), milliseconds(timed.pruned.median)
         rows.append(Row("latency", before, after, latency_verdict(timed.speedup)))
     return rows
+
+
+def deletes_weights(report: Report) -> bool:
+    """Were single weights to go, or only whole units?"""
+    return report.parameters_after is None or report.target_sparsity > 0
 
 
 def sparsity_before(report: Report) -> float:

@@ -47,6 +47,14 @@ def test_well_formed_and_free_of_numbers_that_are_none(report):
             assert not any(re.search(r"nan|inf", value) for name, value in element.items() if name != "aria-label")
 
 
+def test_where_only_units_went_the_page_tells_of_parameters():
+    weights = [replace(weight, sparsity=0.0) for weight in CLASSIFIER.weights]
+    units = replace(CLASSIFIER, sparsity=0.0, target_sparsity=0.0, parameters_after=20111, weights=weights)
+    assert "of the prunable weights are zero" not in words(units)
+    assert "67.4 % of the parameters went with units" in words(units)
+    assert "Sparsity of each tensor" in titles(CLASSIFIER) and "Sparsity of each tensor" not in titles(units)
+
+
 def test_the_facts_are_there():
     text = words(CLASSIFIER)
     for fact in (

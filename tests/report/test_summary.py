@@ -100,6 +100,12 @@ def test_before_after_has_what_was_measured_and_nothing_else():
     assert rows["accuracy"].remark == "-0.9 points"
 
 
+def test_where_only_units_went_nothing_is_said_of_zeros():
+    units = replace(CLASSIFIER, sparsity=0.0, target_sparsity=0.0, parameters_after=20111)
+    assert "sparsity" not in [row.label for row in before_after(units)]
+    assert "sparsity" in [row.label for row in before_after(replace(units, target_sparsity=0.5))]
+
+
 def test_zeros_of_the_original_are_counted():
     assert sparsity_before(CLASSIFIER) == pytest.approx(0.021 * 10080 / 61470)
     assert sparsity_before(replace(CLASSIFIER, weights=())) == CLASSIFIER.dense.sparsity
