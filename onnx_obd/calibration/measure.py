@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,21 @@ class Batch:
     targets: tuple
     count: int
     labels: Tensor | None
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The same samples, up to ``size`` at a time; they stand on axis 0 of the inputs and of the targets."""
+
+        def part(value: Any, start: int) -> Any:
+            if isinstance(value, tuple):
+                return tuple(part(each, start) for each in value)
+            if not isinstance(value, Tensor):
+                return value
+            rows = len(value) // self.count
+            return value[rows * start : rows * (start + size)]
+
+        for start in range(0, self.count, size):
+            inputs, targets, labels = part((self.inputs, self.targets, self.labels), start)
+            yield Batch(inputs, targets, min(size, self.count - start), labels)
 
 
 class Calibration:
@@ -49,6 +64,12 @@ class Calibration:
         step = max(1, len(self.samples) // max(1, limit))
         chosen = self.samples.subset(range(0, len(self.samples), step)[:limit])
         return Calibration(self.mirror, self.objective, chosen, 1)
+
+    def in_parts(self, size: int) -> Calibration:
+        """The same samples and targets in batches of at most ``size`` (see ``Batch.parts``)."""
+        other = copy.copy(self)
+        other.batches = [part for batch in self.batches for part in batch.parts(size)]
+        return other
 
     def on(self, mirror: Mirror) -> Calibration:
         """The same samples and targets for the mirror of a model of other sizes, the nodes being the same."""

@@ -129,7 +129,7 @@ def _run_alone(layout: Layout, mirror: Mirror, batch: Batch) -> _Alone:
 class _Together:
     """A batch that ran forward. ``inputs`` are the values that went into its meetings.
 
-    Where a meeting's outputs get their gradients, hooks take them; behind that, towards the weights, nothing was
+    Where a meeting's outputs get their gradients, these are taken; behind that, towards the weights, nothing was
     recorded but how values are made of weights alone. ``waiting`` are the gradients of outputs, direction by direction,
     that are in hand; ``elements`` is how many numbers those of one direction are.
     """
@@ -159,11 +159,12 @@ class _Together:
         self._take(self.layout.used_often)
         self.waiting = {}
 
-    def take_here(self, meeting: Meeting, outputs: dict[int, Tensor]) -> None:
-        """Let the gradients of a meeting's outputs be taken; a single direction is squared there and forgotten."""
+    def take_here(self, meeting: Meeting, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
+        """A meeting's outputs, whose gradients are taken there; a single direction's are squared and forgotten."""
+        slots = tuple(outputs)
 
         def arrived(gradients: Sequence[Tensor | None]) -> None:
-            found = {slot: g for slot, g in zip(outputs, gradients, strict=True) if g is not None}
+            found = {slot: g for slot, g in zip(slots, gradients, strict=True) if g is not None}
             for slot, gradient in found.items():
                 self.waiting.setdefault(slot, []).append(gradient)
             if self.together == 1:
@@ -172,7 +173,8 @@ class _Together:
                     del self.waiting[slot]
 
         self.elements += sum(value.numel() for value in outputs.values())
-        torch.autograd.graph.register_multi_grad_hook(list(outputs.values()), arrived)
+        anchor = torch.zeros((), requires_grad=True)
+        return dict(zip(slots, _Taken.apply(arrived, anchor, *outputs.values()), strict=True))
 
     @torch.no_grad()
     def _take(self, names: Iterable[str]) -> None:
@@ -276,27 +278,33 @@ def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> _Together:
             results = dict(zip(step.outputs, step(*values), strict=False))
             if meeting is not None:
                 floats = {slot: value for slot, value in results.items() if is_float(value)}
-                floats = {s: value if value.requires_grad else _beginning(value) for s, value in floats.items()}
-                run.take_here(meeting, floats)
-                results |= floats
+                results |= run.take_here(meeting, floats)
+                del floats
             for slot, value in results.items():
                 env[slot] = value
             del values, results  # what nobody reads again need not wait for the next node
             for slot in step.release:
                 env[slot] = None
-    run.values = [env[slot].view_as(env[slot]) for slot in layout.plan.outputs]  # hooks do not see where a pass begins
+    run.values = [env[slot] for slot in layout.plan.outputs]
     return run
 
 
-def _beginning(value: Tensor) -> Tensor:
-    """A leaf that keeps no gradient: hooks take what arrives."""
-    leaf = value.detach().requires_grad_()
-    leaf.register_post_accumulate_grad_hook(_forget)
-    return leaf
+class _Taken(torch.autograd.Function):
+    """Values as they are; ``arrived`` gets their gradients, even if no gradient goes further.
 
+    Unlike leaves with hooks the values are not kept for it, so that a pass takes the memory of an ordinary one.
+    """
 
-def _forget(leaf: Tensor) -> None:
-    leaf.grad = None
+    @staticmethod
+    def forward(ctx: Any, arrived: Callable[[Sequence[Tensor | None]], None], anchor: Tensor, *values: Tensor) -> Any:
+        ctx.arrived = arrived
+        ctx.set_materialize_grads(False)
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple:
+        ctx.arrived(gradients)
+        return None, None, *gradients
 
 
 def _gradients(

@@ -155,3 +155,12 @@ def test_a_flattened_time_axis_in_front_is_found_out():
     assert probed.batch_size == 1
     h = estimate_curvature("ggn_exact", found, probed, ["w"]).diag["w"]
     torch.testing.assert_close(h, dense_ggn_diag(found.singles(4), "w"))
+
+
+def test_columns_of_many_samples_go_back_a_part_of_the_samples_at_a_time(monkeypatch):
+    monkeypatch.setattr("onnx_obd.curvature.ggn_exact.SAMPLES", 2)
+    found, _ = calibration(GRAPHS["conv"](), count=5, kind="kl", batch_size=5)
+    names = list(found.mirror.weights)
+    h = estimate_curvature("ggn_exact", found, found, names)
+    for name in names:
+        torch.testing.assert_close(h.diag[name], dense_ggn_diag(found.singles(5), name), rtol=1e-8, atol=1e-10)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops import onednn
-from onnx_obd.mirror.ops.linear import linear
+from onnx_obd.mirror.ops.linear import linear, product_squares
 from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
 from onnx_obd.mirror.products import Product, row_bias, sliding_product
 from onnx_obd.mirror.registry import Ints, OutputCount, Rounded, op
@@ -55,7 +55,7 @@ def _conv_geometry(x, w, attributes):
 
 
 IN_CACHE = 1 << 18
-"""Elements of laid-out windows and of per-sample gradients to have in memory at once (measured: best about here)."""
+"""Elements of laid-out windows to have in memory at once (measured: best about here)."""
 
 FEW_WEIGHTS = 1 << 10
 """Up to so many weights and for a single column oneDNN takes longer to set up than to convolve."""
@@ -71,8 +71,16 @@ def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
     begin, end, strides, dilations = _conv_geometry(x, w, attributes)
     x, group = F.pad(x, torch_pads(begin, end)) if any((*begin, *end)) else x, attributes.get("group", 1)
     fast = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
-    grouped = fast and (len(g) > 1 or w.numel() > FEW_WEIGHTS)
-    return None, (_squares_by_groups if grouped else _squares_by_windows)(x, w, g, strides, dilations, group)
+    if fast and group > 1 and (len(g) > 1 or w.numel() > FEW_WEIGHTS):
+        return None, _squares_by_groups(x, w, g, strides, dilations, group)
+    windows_of_one = w[0].numel() * group * math.prod(g[0].shape[2:])
+    chunk, found = max(1, max(IN_CACHE, w.numel()) // windows_of_one), 0
+    for start in range(0, count, chunk):
+        samples = slice(start, start + chunk)
+        seen = _matrices(windows(x[samples], w.shape[2:], strides, dilations), group)
+        back = [each[samples].flatten(2).unflatten(1, (group, -1)).mT for each in g]
+        found = found + product_squares(seen, back)
+    return None, found.view(len(w), *w.shape[2:], -1).movedim(-1, 1)
 
 
 def _squares_by_groups(x, w, g, strides, dilations, group):
@@ -93,19 +101,14 @@ def _squares_by_groups(x, w, g, strides, dilations, group):
     return squares
 
 
-def _squares_by_windows(x, w, g, strides, dilations, group):
-    columns, shape, rank, taps = len(g), (group, len(w) // group), len(strides), math.prod(w.shape[1:])
-    places, count = math.prod(g[0].shape[2:]), len(x)
-    x = x.unflatten(1, (group, -1))
-    chunk = max(1, IN_CACHE // max(columns * w.numel(), group * taps * places))
-    squares = w.new_zeros(*shape, taps)
-    for start in range(0, count, chunk):
-        seen = windows(x[start : start + chunk].flatten(0, 1), w.shape[2:], strides, dilations)
-        seen = seen.movedim(tuple(range(2, 2 + rank)), tuple(range(-rank, 0))).reshape(-1, group, taps, places)
-        back = torch.cat([each[start : start + chunk].flatten(2).unflatten(1, shape) for each in g], 2)
-        made = (back @ seen.mT).square_()
-        squares += made.view(-1, group, columns, *squares.shape[1:]).sum((0, 2))
-    return squares.view(w.shape)
+def _matrices(seen, group):
+    """Windows [N, C, *output, *kernel] as [N, group, prod(output), prod(kernel) * C], copied in the longest runs."""
+    seen, rank = seen.unflatten(1, (group, -1)), seen.dim() // 2 - 1
+    channels, width, kernel = 2, seen.shape[2 + rank], tuple(range(3 + rank, 3 + 2 * rank))
+    if seen.shape[channels] < width:
+        output = tuple(range(3, 3 + rank))
+        return seen.permute(0, 1, *kernel, channels, *output).flatten(2, 2 + rank).flatten(3).mT
+    return seen.movedim(channels, -1).flatten(2, 1 + rank).flatten(3)
 
 
 def _laid_out(x, w):

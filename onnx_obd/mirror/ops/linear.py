@@ -44,25 +44,41 @@ def _matmul_second(call: Call, h):
     return h_a, h_b
 
 
-def product_squares(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum over directions and samples of (x[n]^T g[n])^2, for x [samples, rows, K] and g [samples, rows, M]: [K, M].
-
-    With one row it is a product of squares; else the gradients are made and squared while still in cache.
-    """
-    count, rows, width = gradients[0].shape
-    if rows == 1:
-        return x[:, 0].square().mT @ sum_of_squares(gradients)[:, 0]
-    chunk = max(1, IN_CACHE // (len(gradients) * x.shape[2] * width))
-    total = x.new_zeros(x.shape[2], width)
-    for start in range(0, count, chunk):
-        samples = slice(start, start + chunk)
-        made = (x[samples].mT @ torch.cat([g[samples] for g in gradients], -1)).square_()
-        total += made.unflatten(2, (-1, width)).sum((0, 2))
-    return total
-
-
 IN_CACHE = 1 << 18
-"""Elements of per-sample gradients to have in memory at once."""
+"""Elements of per-sample gradients to have in memory at once (measured: best about here)."""
+
+
+def product_squares(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over directions and samples of (g[n]^T x[n])^2 for each group: [groups, M, K].
+
+    For x [samples, groups, rows, K] and each g [samples, groups, rows, M]. With one row it is a product of squares;
+    else the gradients are made and squared while still in cache.
+    """
+    count, groups, rows, width = gradients[0].shape
+    if rows == 1:
+        return sum_of_squares(gradients)[:, :, 0].permute(1, 2, 0) @ x[:, :, 0].square().movedim(1, 0)
+    size = groups * width * x.shape[3]
+    columns = min(len(gradients), max(1, IN_CACHE // size))
+    apart = onednn.multiplies(x[0, 0], columns * width)
+    block = max(1, IN_CACHE // (groups * x.shape[3]))
+    if apart and block < width:
+        parts = zip(*(g.split(block, 3) for g in gradients), strict=True)
+        return torch.cat([product_squares(x, part) for part in parts], 1)
+    chunk, total = 1 if apart else max(1, IN_CACHE // (columns * size)), 0
+    for first in range(0, len(gradients), columns):
+        together = gradients[first : first + columns]
+        squares = x.new_zeros(groups, len(together) * width, x.shape[3])
+        for start in range(0, count, chunk):
+            parts = [g[start : start + chunk].mT for g in together]
+            back = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+            if apart:
+                for sum_, b, a in zip(squares, back[0], x[start], strict=True):
+                    made = onednn.linear(b, a.mT)
+                    sum_.addcmul_(made, made)
+            else:
+                squares += (back @ x[start : start + chunk]).square_().sum(0)
+        total = total + squares.unflatten(1, (-1, width)).sum(1)
+    return total
 
 
 def _matmul_sample_squares(call: Call, gradients, count: int, axis: int):
@@ -76,10 +92,10 @@ def _matmul_sample_squares(call: Call, gradients, count: int, axis: int):
     if axis != 0 or data.dim() != g[0].dim():
         return None
     if position:
-        rows = data.reshape(count, -1, w.shape[0])
-        return None, product_squares(rows, [each.reshape(count, -1, w.shape[1]) for each in g])
-    rows = data.mT.reshape(count, -1, w.shape[1])
-    return product_squares(rows, [each.mT.reshape(count, -1, w.shape[0]) for each in g]).mT, None
+        rows = data.reshape(count, 1, -1, w.shape[0])
+        return None, product_squares(rows, [each.reshape(count, 1, -1, w.shape[1]) for each in g])[0].mT
+    rows = data.mT.reshape(count, 1, -1, w.shape[1])
+    return product_squares(rows, [each.mT.reshape(count, 1, -1, w.shape[0]) for each in g])[0], None
 
 
 def matmul_axes(node: Node) -> str:

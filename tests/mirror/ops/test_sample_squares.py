@@ -1,0 +1,63 @@
+"""Squares of per-sample gradients at sizes where other kernels and blocks are used than in small graphs."""
+
+import pytest
+import torch
+
+from onnx_obd.mirror.ops import onednn
+from onnx_obd.mirror.ops.convolution import conv
+from onnx_obd.mirror.ops.linear import IN_CACHE, product_squares
+from onnx_obd.mirror.registry import operator_of
+from onnx_obd.mirror.second import Call
+
+
+@pytest.mark.parametrize(
+    "groups, rows, k, m, directions",
+    [
+        (1, 7, 3, 5, 1),
+        (3, 7, 3, 5, 2),
+        (1, 64, 150, 130, 3),
+        (2, 64, 150, 130, 1),
+        (1, 9, 700, 513, 2),
+        (2, 1, 6, 5, 2),
+    ],
+)
+@torch.no_grad()
+def test_products_are_squared_sample_by_sample(groups, rows, k, m, directions):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, groups, rows, k, generator=generator)
+    g = [torch.randn(4, groups, m, rows, generator=generator).mT for _ in range(directions)]
+    expected = sum(torch.einsum("ngrk,ngrm->ngmk", x.double(), each.double()).square().sum(0) for each in g)
+    torch.testing.assert_close(product_squares(x, g).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cases_above_reach_every_path():
+    assert 64 * 150 * 130 >= onednn.MANY_PRODUCTS and 9 * 700 * 513 >= onednn.MANY_PRODUCTS
+    assert 150 * 130 < IN_CACHE < 700 * 513
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "channels, out, kernel, attributes",
+    [
+        (3, 20, (5, 3), {"pads": [2, 0, 1, 1]}),
+        (40, 30, (3, 3), {"strides": [2, 1], "pads": [1, 1, 1, 1]}),
+        (64, 64, (3, 2), {"dilations": [1, 2]}),
+        (32, 64, (3, 3), {"group": 4}),
+    ],
+)
+@torch.no_grad()
+def test_convolutions_are_squared_sample_by_sample(channels, out, kernel, attributes, layout):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, channels, 15, 17, generator=generator).to(memory_format=layout)
+    w = torch.randn(out, channels // attributes.get("group", 1), *kernel, generator=generator)
+    y = conv(x, w, **attributes)
+    g = [torch.randn(y.shape, generator=generator).to(memory_format=layout) for _ in range(2)]
+    for directions in (g[:1], g):
+        call = Call("node", None, attributes, (x, w), (), (False, True))
+        _, found = operator_of(conv).sample_squares(call, [directions], 3, 0)
+        expected = torch.zeros_like(w, dtype=torch.float64)
+        for direction in directions:
+            for n in range(3):
+                _, pull = torch.func.vjp(lambda w, n=n: conv(x[n : n + 1].double(), w, **attributes), w.double())
+                expected += pull(direction[n : n + 1].double())[0].square()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)
