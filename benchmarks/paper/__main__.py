@@ -34,7 +34,7 @@ def main(folder: Path | None, output: Path, epochs: int) -> None:
     model = to_onnx(network)
     onnx.save(model, output / "digits.onnx")
     bench = Bench(model, train_digits, test_digits)
-    steps, far = fractions(18, 0.9), fractions(16, 0.8)
+    steps = fractions(18, 0.9)
     once = {
         "OBD, scored once": bench.deletion("obd", steps, again=False)[0],
         "OBD, scored again": bench.deletion("obd", steps)[0],
@@ -42,7 +42,7 @@ def main(folder: Path | None, output: Path, epochs: int) -> None:
         "random": bench.deletion("random", steps, again=False)[0],
     }
     predicted = bench.predictions(fractions(12, 0.6)[1:], ESTIMATORS)
-    before, after = bench.deletion("obd", far, retrain=max(1, epochs // 10))
+    before, after = bench.deletion("obd", steps, retrain=max(1, epochs // 10))
     _figures(output, bench.total, once, predicted, before, after)
     found = {
         "data": train_digits.name,
