@@ -57,6 +57,9 @@ def _conv_geometry(x, w, attributes):
 IN_CACHE = 1 << 18
 """Elements of laid-out windows to have in memory at once (measured: best about here)."""
 
+MANY_WINDOWS = 1 << 21
+"""Elements of the laid-out windows of one sample from which a convolution, which needs none, is no slower."""
+
 FEW_WEIGHTS = 1 << 10
 """Up to so many weights and for a single column oneDNN takes longer to set up than to convolve."""
 
@@ -71,9 +74,10 @@ def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
     begin, end, strides, dilations = _conv_geometry(x, w, attributes)
     x, group = F.pad(x, torch_pads(begin, end)) if any((*begin, *end)) else x, attributes.get("group", 1)
     fast = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
-    if fast and group > 1 and (len(g) > 1 or w.numel() > FEW_WEIGHTS):
-        return None, _squares_by_groups(x, w, g, strides, dilations, group)
     windows_of_one = w[0].numel() * group * math.prod(g[0].shape[2:])
+    grouped = fast and group > 1 and (len(g) > 1 or w.numel() > FEW_WEIGHTS)
+    if grouped or windows_of_one > MANY_WINDOWS:
+        return None, _squares_by_groups(x, w, g, strides, dilations, group)
     chunk, found = max(1, max(IN_CACHE, w.numel()) // windows_of_one), 0
     for start in range(0, count, chunk):
         samples = slice(start, start + chunk)
@@ -104,11 +108,10 @@ def _squares_by_groups(x, w, g, strides, dilations, group):
 def _matrices(seen, group):
     """Windows [N, C, *output, *kernel] as [N, group, prod(output), prod(kernel) * C], copied in the longest runs."""
     seen, rank = seen.unflatten(1, (group, -1)), seen.dim() // 2 - 1
-    channels, width, kernel = 2, seen.shape[2 + rank], tuple(range(3 + rank, 3 + 2 * rank))
-    if seen.shape[channels] < width:
-        output = tuple(range(3, 3 + rank))
-        return seen.permute(0, 1, *kernel, channels, *output).flatten(2, 2 + rank).flatten(3).mT
-    return seen.movedim(channels, -1).flatten(2, 1 + rank).flatten(3)
+    if seen.stride(2) == 1:
+        return seen.movedim(2, -1).flatten(2, 1 + rank).flatten(3)
+    output, kernel = range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
+    return seen.permute(0, 1, *kernel, 2, *output).flatten(2, 2 + rank).flatten(3).mT
 
 
 def _laid_out(x, w):

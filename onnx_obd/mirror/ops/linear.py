@@ -73,12 +73,19 @@ def product_squares(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch
             back = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
             if apart:
                 for sum_, b, a in zip(squares, back[0], x[start], strict=True):
-                    made = onednn.linear(b, a.mT)
+                    made = _by_onednn(b, a)
                     sum_.addcmul_(made, made)
             else:
                 squares += (back @ x[start : start + chunk]).square_().sum(0)
         total = total + squares.unflatten(1, (-1, width)).sum(1)
     return total
+
+
+def _by_onednn(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """b a for b [M, rows] and a [rows, K]: fastest where the rows of what comes first lie side by side."""
+    if not b.is_contiguous() and a.mT.is_contiguous():
+        return onednn.linear(a.mT, b).mT
+    return onednn.linear(b.contiguous(), a.mT)
 
 
 def _matmul_sample_squares(call: Call, gradients, count: int, axis: int):

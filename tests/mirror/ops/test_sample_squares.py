@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onnx_obd.mirror.ops import onednn
-from onnx_obd.mirror.ops.convolution import conv
+from onnx_obd.mirror.ops.convolution import MANY_WINDOWS, conv
 from onnx_obd.mirror.ops.linear import IN_CACHE, product_squares
 from onnx_obd.mirror.registry import operator_of
 from onnx_obd.mirror.second import Call
@@ -45,8 +45,12 @@ def test_the_cases_above_reach_every_path():
         (32, 64, (3, 3), {"group": 4}),
     ],
 )
+@pytest.mark.parametrize("many_windows", [1, MANY_WINDOWS])
 @torch.no_grad()
-def test_convolutions_are_squared_sample_by_sample(channels, out, kernel, attributes, layout):
+def test_convolutions_are_squared_sample_by_sample(
+    monkeypatch, channels, out, kernel, attributes, many_windows, layout
+):
+    monkeypatch.setattr("onnx_obd.mirror.ops.convolution.MANY_WINDOWS", many_windows)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, channels, 15, 17, generator=generator).to(memory_format=layout)
     w = torch.randn(out, channels // attributes.get("group", 1), *kernel, generator=generator)
