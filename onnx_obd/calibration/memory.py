@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -43,8 +44,65 @@ def sample_bytes(mirror: Mirror, samples: Samples) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of main memory that are free now; None where the system does not say."""
+    """Bytes that this process may still take: free in the machine, in its control groups and under its own limit.
+
+    None where the system does not say.
+    """
+    known = [free for free in (_in_machine(), _in_control_groups(), _under_own_limit()) if free is not None]
+    return max(0, min(known)) if known else None
+
+
+def _in_machine() -> int | None:
+    """What the kernel could hand out, the page cache included."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+
+
+CONTROL_GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+LIMITS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Of control groups of version 2 and 1: the files of a limit and of what is used, and what of that is mere cache."""
+
+
+def _in_control_groups() -> int | None:
+    """The least that a group of this process, or one around it, leaves of its limit: what containers are held to."""
+    found = []
+    for version, (limit, used, cache) in LIMITS.items():
+        for folder in _own_folders(version):
+            try:
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                found.append(left + int(stat.get(cache, 0)))
+            except (OSError, ValueError):  # no such group here, or its limit is "max"
+                continue
+    return min(found, default=None)
+
+
+def _own_folders(version: str) -> Iterator[Path]:
+    root = CONTROL_GROUPS / version
+    try:
+        lines = [line.split(":", 2) for line in MEMBERSHIP.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in lines:
+        if version in controllers.split(","):
+            own = root / path.strip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
+
+
+def _under_own_limit() -> int | None:
+    """What ``ulimit -v`` leaves of the address space."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
         return None
