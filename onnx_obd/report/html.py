@@ -154,9 +154,9 @@ def _figures(report: Report) -> str:
     tensors += "Grey: zero before pruning." if any(weight.sparsity_before for weight in report.weights) else ""
     verdict = prediction_verdict(report.rounds)
     prediction = (
-        "The sum of saliencies leaves out the gradient and the cross terms between weights that go together; the other "
-        "prediction has them and leaves out higher orders alone. Dotted: a factor of two. Rounds with a change that is "
-        "not positive cannot be drawn here."
+        "What is predicted has the gradient and the cross terms between weights that go together, and leaves out "
+        "higher orders alone; the sum of saliencies, ½ Σ h w², leaves these out too. Dotted: a factor of two. Rounds "
+        "with a change that is not positive cannot be drawn here."
     )
     samples = f"On {plural(report.num_held_back, 'held-back sample')}, with 95 % intervals."
     stored = f"{plural(report.sparse_tensors, 'tensor')} stored as sparse initializers."
@@ -220,8 +220,8 @@ def _rounds(report: Report) -> str:
         [
             str(number),
             percent(each.sparsity),
-            significant(each.predicted),
             significant(each.predicted_together),
+            significant(each.predicted),
             significant(each.measured_scoring),
             significant(each.measured_held_back),
             significant(each.loss_held_back),
@@ -229,7 +229,7 @@ def _rounds(report: Report) -> str:
         ]
         for number, each in enumerate(report.rounds, start=1)
     ]
-    titles = ["round", "sparsity", "predicted change", "with cross terms", "on scoring", "on held back"]
+    titles = ["round", "sparsity", "predicted change", "½ Σ h w² alone", "on scoring", "on held back"]
     titles += ["held-back loss", "time"]
     verdict = f'<p class="fine">{_text(prediction_verdict(report.rounds))}</p>'
     return _section(f"Rounds of {report.method}", _table(titles, rows, numeric=range(1, 8)) + verdict) if rows else ""

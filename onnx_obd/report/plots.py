@@ -32,10 +32,10 @@ def prediction_plot(rounds: Sequence[Round]) -> str:
     Each round stands once for the sum of saliencies and once for the prediction with cross terms.
     """
     kinds = (
-        ("pruned", "½ Σ h w², held back", [(r.predicted, r.measured_held_back, r) for r in rounds]),
-        ("ring", "on scoring", [(r.predicted, r.measured_scoring, r) for r in rounds]),
         ("joint", "with cross terms, held back", [(r.predicted_together, r.measured_held_back, r) for r in rounds]),
         ("ring joint", "on scoring", [(r.predicted_together, r.measured_scoring, r) for r in rounds]),
+        ("pruned", "½ Σ h w² alone, held back", [(r.predicted, r.measured_held_back, r) for r in rounds]),
+        ("ring", "on scoring", [(r.predicted, r.measured_scoring, r) for r in rounds]),
     )
     drawable = [(css, name, [point for point in points if _positive(*point[:2])]) for css, name, points in kinds]
     drawable = [kind for kind in drawable if kind[2]]

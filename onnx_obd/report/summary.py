@@ -176,23 +176,26 @@ def shipped_because(report: Report) -> str:
     return f"Shipped: {report.shipped}, although its held-back loss is not the lowest: {figures}."
 
 
-def measured_over_predicted(rounds: Iterable[Round]) -> list[float]:
-    """Per round with a positive prediction: the measured held-back loss change over the predicted one."""
-    ratios = [each.measured_held_back / each.predicted for each in rounds if each.predicted and each.predicted > 0]
+def measured_over_predicted(pairs: Iterable[tuple[float, float | None]]) -> list[float]:
+    """Of (measured, predicted) loss changes the ratio, wherever a rise was predicted."""
+    ratios = [measured / predicted for measured, predicted in pairs if predicted and predicted > 0]
     return [ratio for ratio in ratios if math.isfinite(ratio)]
 
 
 def prediction_verdict(rounds: Sequence[Round]) -> str:
-    """Predicted against measured loss change, over all rounds, in one sentence; empty without rounds."""
-    if not rounds:
-        return ""
-    ratios = measured_over_predicted(rounds)
-    if not ratios:
-        return "This criterion predicts no loss change." if all(r.predicted is None for r in rounds) else ""
-    text = f"Measured over predicted, on held-back samples: {_spread(ratios)}; 1 would be exact."
-    together = [r.measured_scoring / r.predicted_together for r in rounds if (r.predicted_together or 0) > 0]
-    together = [ratio for ratio in together if math.isfinite(ratio)]
-    return f"{text} With cross terms, on the scoring samples: {_spread(together)}." if together else text
+    """Measured over predicted loss change of all rounds, the prediction with cross terms first; empty without rounds.
+
+    That one knows all there is to know of the scoring samples; what others add is told by the held-back samples, and
+    what the cross terms add by the paper's sum of saliencies.
+    """
+    together = measured_over_predicted((each.measured_scoring, each.predicted_together) for each in rounds)
+    elsewhere = measured_over_predicted((each.measured_held_back, each.predicted_together) for each in rounds)
+    summed = measured_over_predicted((each.measured_scoring, each.predicted) for each in rounds)
+    told = (("predicted", together), ("that on held-back samples", elsewhere), ("½ Σ h w² alone", summed))
+    told = [f"over {what}: {_spread(ratios)}" for what, ratios in told if ratios]
+    if told:
+        return f"Measured {'; '.join(told)}. 1 would be exact."
+    return "This criterion predicts no loss change." if rounds and all(r.predicted is None for r in rounds) else ""
 
 
 def _spread(ratios: Sequence[float]) -> str:

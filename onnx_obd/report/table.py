@@ -134,7 +134,7 @@ def _prediction(page: Page, report: Report) -> list[str]:
         Column("round"),
         Column("sparsity"),
         Column("predicted"),
-        Column("together", drop=3),
+        Column("½ Σ h w²", drop=3),
         Column("on scoring", drop=2),
         Column("held back"),
         Column("loss", drop=1),
@@ -143,8 +143,8 @@ def _prediction(page: Page, report: Report) -> list[str]:
         [
             str(number),
             percent(each.sparsity),
-            significant(each.predicted) if each.predicted is not None else "",
             significant(each.predicted_together) if each.predicted_together is not None else "",
+            significant(each.predicted) if each.predicted is not None else "",
             significant(each.measured_scoring),
             significant(each.measured_held_back),
             significant(each.loss_held_back),

@@ -79,13 +79,14 @@ def test_candidates_that_diverged_come_last():
 
 
 def test_measured_over_predicted_skips_rounds_without_a_positive_prediction():
-    rounds = [
-        Round(0.1, p, 0.0, m, m, 0.0) for p, m in ((0.01, 0.02), (None, 1.0), (0.0, 1.0), (0.02, 0.1), (0.1, 0.3))
-    ]
-    assert measured_over_predicted(rounds) == pytest.approx([2.0, 5.0, 3.0])
-    assert "3.0 (median of 3 rounds, from 2.0 to 5.0)" in prediction_verdict(rounds)
+    pairs = ((0.01, 0.02), (None, 1.0), (0.0, 1.0), (0.02, 0.1), (0.1, 0.3))
+    rounds = [Round(0.1, p, m, 2 * m, 0.5, 0.0) for p, m in pairs]
+    assert measured_over_predicted((m, p) for p, m in pairs) == pytest.approx([2.0, 5.0, 3.0])
+    alone = "ver ½ Σ h w² alone: 3.0 (median of 3 rounds, from 2.0 to 5.0). 1 would be exact."
+    assert prediction_verdict(rounds) == "Measured o" + alone
     together = [replace(each, predicted_together=0.02, measured_scoring=n) for n, each in enumerate(rounds, 1)]
-    assert "cross terms, on the scoring samples: 150 (median of 5" in prediction_verdict(together)
+    first = "Measured over predicted: 150 (median of 5 rounds, from 50 to 250); over that on held-back samples: 30 ("
+    assert prediction_verdict(together).startswith(first)
     assert prediction_verdict(REGRESSION.rounds) == "This criterion predicts no loss change."
     assert prediction_verdict(()) == ""
 
