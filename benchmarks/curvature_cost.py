@@ -1,10 +1,13 @@
 """What an estimate of the curvature costs, in forward + backward passes of the same mirror over the same samples.
 
     python -m benchmarks.curvature_cost [lenet 3c3d MODEL.onnx ...] [--samples 128] [--batch-size 128] [--repeats 7]
+                                        [--backpack] [--memory]
 
 Interleaved: every repeat times the plain pass and each estimator in turn, and the table shows the median over the
-repeats of their ratio. All weights and biases are differentiated. Inputs are random. With ``--memory`` the peak of each
-instead, in a process of its own: resident memory, samples included, beyond that of the warmed up libraries.
+repeats of their ratio. All weights and biases are differentiated. Inputs are random. With ``--backpack`` the same loss
+is differentiated by BackPACK too, in turn with the others, each over BackPACK's own plain pass; and how far its exact
+diagonal is from ours. With ``--memory`` the peak of each instead, in a process of its own: resident memory, samples
+included, beyond that of the warmed up libraries.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -33,7 +37,8 @@ from onnx_obd.mirror.mirror import Mirror
 ESTIMATORS = ("lecun", "ggn_probes", "fisher_mc", "lecun_full", "ggn_exact", "hessian_diag")
 
 
-def calibration_of(proto: onnx.ModelProto, count: int, batch_size: int) -> Calibration:
+def calibration_of(proto: onnx.ModelProto, count: int, batch_size: int, **objective: Any) -> Calibration:
+    """Random samples; ``objective`` as for ``choose_objective``."""
     rng = np.random.default_rng(0)
     inputs = read_inputs(proto)
     shapes = {value.name: [dim if isinstance(dim, int) else 1 for dim in value.shape] for value in inputs}
@@ -42,7 +47,7 @@ def calibration_of(proto: onnx.ModelProto, count: int, batch_size: int) -> Calib
     mirror = Mirror(proto)
     batch_size = mirror_batch_size(mirror, samples, batch_size)
     some = [values for values, _, _ in feeds(mirror, samples.subset(range(min(8, count))), batch_size)]
-    return Calibration(mirror, choose_objective(mirror, some, kind="auto"), samples, batch_size)
+    return Calibration(mirror, choose_objective(mirror, some, **objective), samples, batch_size)
 
 
 def plain_pass(calibration: Calibration) -> None:
@@ -61,18 +66,48 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def cost(proto: onnx.ModelProto, names: tuple[str, ...], count: int, batch_size: int, repeats: int) -> list[float]:
-    """Milliseconds of the plain pass, then the ratio of each estimator to it."""
-    calibration = calibration_of(proto, count, batch_size)
+Runs = dict[str, Callable[[], object]]
+"""By name; a plain pass first."""
+
+
+def our_runs(calibration: Calibration, names: tuple[str, ...]) -> Runs:
     weights = list(calibration.mirror.weights)
-    probed = probed_samples(calibration, count, weights)
-    runs = [lambda: plain_pass(calibration)]
-    runs += [lambda name=name: estimate_curvature(name, calibration, probed, weights) for name in names]
-    for run in runs:
-        run()
-    times = [[seconds(run) for run in runs] for _ in range(repeats)]
-    ratios = [statistics.median(row[i] / row[0] for row in times) for i in range(1, len(runs))]
-    return [1e3 * statistics.median(row[0] for row in times), *ratios]
+    probed = probed_samples(calibration, calibration.num_samples, weights)
+    runs: Runs = {"forward + backward": lambda: plain_pass(calibration)}
+    return runs | {name: lambda n=name: estimate_curvature(n, calibration, probed, weights) for name in names}
+
+
+def costs(*groups: Runs, repeats: int) -> list[list[float]]:
+    """Of each group of runs: milliseconds of the plain pass, then the ratio of the others to it."""
+    for runs in groups:
+        for run in runs.values():
+            run()
+    times = [[[seconds(run) for run in runs.values()] for runs in groups] for _ in range(repeats)]
+    found = []
+    for rows in zip(*times, strict=True):
+        ratios = [statistics.median(row[i] / row[0] for row in rows) for i in range(1, len(rows[0]))]
+        found.append([1e3 * statistics.median(row[0] for row in rows), *ratios])
+    return found
+
+
+def beside_backpack(model: str, names: tuple[str, ...], count: int, batch_size: int, repeats: int) -> None:
+    from benchmarks.backpack import EXTENSIONS, Chain
+
+    proto = network(model)
+    calibration = calibration_of(proto, count, batch_size, kind="kl", temperature=1.0)  # its GGN is the cross-entropy's
+    images = torch.cat([batch.inputs[0] for batch in calibration.batches])
+    chain = Chain(proto, images, torch.randint(0, 10, (count,), generator=torch.Generator().manual_seed(0)))
+    theirs: Runs = {"BackPACK's forward + backward": chain.plain_pass}
+    theirs |= {name: lambda n=name: chain.diagonal(n) for name in EXTENSIONS}
+    groups = our_runs(calibration, names), theirs
+    for runs, (base, *ratios) in zip(groups, costs(*groups, repeats=repeats), strict=True):
+        titles = [f"{title}, ms" if i == 0 else title for i, title in enumerate(runs)]
+        click.echo(f"| {model} | {' | '.join(titles)} |\n{'|---' * (len(runs) + 1)}|")
+        click.echo(f"| | {base:.1f} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |\n")
+    ours = estimate_curvature("ggn_exact", calibration, calibration, list(calibration.mirror.weights)).diag
+    pairs = list(zip(ours.values(), chain.diagonal("DiagGGNExact"), strict=True))
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    click.echo(f"exact GGN, largest difference in a tensor over its largest element: {worst:.1e}\n")
 
 
 def network(model: str) -> onnx.ModelProto:
@@ -112,11 +147,23 @@ def peaks(model: str, names: tuple[str, ...], count: int, batch_size: int) -> li
 @click.option("--repeats", default=7, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--memory", is_flag=True, help="Peak memory instead of time.")
+@click.option("--backpack", is_flag=True, help="BackPACK beside it, if it is installed.")
 def main(
-    models: tuple[str, ...], estimators: str, samples: int, batch_size: int, repeats: int, threads: int, memory: bool
+    models: tuple[str, ...],
+    estimators: str,
+    samples: int,
+    batch_size: int,
+    repeats: int,
+    threads: int,
+    memory: bool,
+    backpack: bool,
 ) -> None:
     torch.set_num_threads(threads)
     names = tuple(estimators.split(","))
+    if backpack:
+        for model in models or tuple(NETWORKS):
+            beside_backpack(model, names, samples, batch_size, repeats)
+        return
     if memory:
         titles = ("network", "weights, MB", "forward + backward, MB", *names)
         click.echo(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
@@ -128,7 +175,8 @@ def main(
     click.echo(f"| network | forward + backward, ms | {' | '.join(names)} |")
     click.echo("|---|---|" + "---|" * len(names))
     for model in models or tuple(NETWORKS):
-        base, *ratios = cost(network(model), names, samples, batch_size, repeats)
+        runs = our_runs(calibration_of(network(model), samples, batch_size), names)
+        ((base, *ratios),) = costs(runs, repeats=repeats)
         click.echo(f"| {Path(model).stem} | {base:.1f} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
 
 
