@@ -50,6 +50,9 @@ TRIAL_SHARE = 0.06
 What the best one has gained is kept. Few steps prefer too low a rate where weights have been refitted already.
 """
 
+FAR_WORSE = 2.0
+"""No higher rate is tried after a loss so many times the lowest of the trials."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -213,8 +216,9 @@ class Training:
     def _trials(self) -> float:
         """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.
 
-        From the lowest rate upwards, as long as a higher one is better. The mirror goes on from the best trial, if that
-        is better than where it was; then nodes need not be matched first.
+        From the lowest rate upwards, until one does far worse: a rate that moves what was refitted and does not get on
+        from there may do worse than a lower and a higher one. The mirror goes on from the best trial, if that is better
+        than where it was; then nodes need not be matched first.
         """
         before, losses, state = snapshot(self.mirror), {}, self.state
         for rate in LEARNING_RATES:
@@ -224,7 +228,7 @@ class Training:
                     state.best, state.best_loss = snapshot(self.mirror), losses[rate]
             finally:
                 restore(self.mirror, before)
-            if losses[rate] > min(losses.values()):
+            if losses[rate] > FAR_WORSE * min(losses.values()):
                 break
         if state.best_loss < state.start_loss:
             restore(self.mirror, state.best)

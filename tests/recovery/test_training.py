@@ -114,12 +114,12 @@ def test_validation_samples_may_be_given(pruned):
     assert training.validation is found and training.train is found
 
 
-def test_no_rate_is_tried_beyond_one_that_is_worse(pruned, monkeypatch):
-    losses = dict(zip(LEARNING_RATES, (0.3, 0.2, 0.25, 0.1), strict=True))
-    tried = []
+@pytest.mark.parametrize(("found", "best", "count"), [((0.2, 0.3, 0.25, 0.1), 3, 4), ((0.3, 0.2, 0.41, 0.1), 1, 3)])
+def test_no_rate_is_tried_beyond_one_that_is_far_worse(pruned, monkeypatch, found, best, count):
+    losses, tried = dict(zip(LEARNING_RATES, found, strict=True)), []
     monkeypatch.setattr(Training, "_trial", lambda _, rate: tried.append(rate) or losses[rate])
-    assert Training(*pruned, Recipe(epochs=1))._trials() == LEARNING_RATES[1]
-    assert tried == list(LEARNING_RATES[:3])
+    assert Training(*pruned, Recipe(epochs=1))._trials() == LEARNING_RATES[best]
+    assert tried == list(LEARNING_RATES[:count])
 
 
 def test_a_trial_is_a_share_of_the_training(pruned, monkeypatch):
