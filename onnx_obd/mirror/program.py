@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,7 @@ from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.registry import Operator
 from onnx_obd.mirror.reuse import run_watched
 from onnx_obd.mirror.slices import Watch
+from onnx_obd.mirror.tracing import run_traced
 from onnx_obd.mirror.unrolled import Unrolled, node_failed
 
 MAX_PLANS = 16
@@ -186,7 +188,8 @@ class Program:
 
         And without gradients large batches are run in slices, where samples do not meet (see ``slices``).
         """
-        if not reuse or torch.is_grad_enabled() or not self.steady or torch._C._are_functorch_transforms_active():
+        functional = torch._C._are_functorch_transforms_active() or torch._C._is_torch_function_mode_enabled()
+        if not (reuse and self.steady) or torch.is_grad_enabled() or functional:
             self._recorded = self._recorded or Unrolled(self.steps, [step.call for step in self.steps], self.outputs)
             return self._recorded(env)
         if self._unrecorded is not None:
@@ -194,7 +197,13 @@ class Program:
         watch = Watch(self, env)
         calls, outputs = run_watched(self, env, watch.step)
         slices = watch.slices(env, outputs)
-        self._unrecorded = slices.run if slices else Unrolled(self.steps, calls, self.outputs)
+        self._unrecorded = slices.run if slices else partial(self._run_traced, calls)
+        return outputs
+
+    def _run_traced(self, calls: Sequence[Callable], env: Env) -> tuple:
+        """Run each step by its call; from the next time on, by the calls of torch that these make."""
+        steps, traces, outputs = run_traced(self, calls, env)
+        self._unrecorded = Unrolled(steps, traces, self.outputs)
         return outputs
 
     def record(self, env: Env) -> Env:

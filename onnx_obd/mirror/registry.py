@@ -27,8 +27,8 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
@@ -93,6 +93,9 @@ class Operator:
     the sizes of axes (see ``axes.py``).
     ``product``: the operator as a product of matrices, for a weight among its operands (see ``products.py``).
     ``in_place``: the function writing its result over its first input, where that has the result's shape and dtype.
+    ``then``: how to compute the node together with the next one, if that alone reads its result, by the name of the
+    next one's operator: a rule (step, next step, the values of the inputs of the first, those of the others of the
+    second) that returns the function of these values, or None. Without gradients only.
     """
 
     domain: str
@@ -114,6 +117,7 @@ class Operator:
     spelled: Callable[..., Any] | None = None
     product: Callable[..., Any] | None = None
     in_place: Callable[..., Any] | None = None
+    then: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> tuple[inspect.Parameter, ...]:

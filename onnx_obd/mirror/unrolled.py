@@ -1,15 +1,17 @@
 """The loop over the steps of a plan, written out.
 
 In a small network half of the time goes into reading steps and packing arguments. Written out as one Python function, a
-line for each step, that time is gone: ``env[7] = c3(env[5], env[2]); env[5] = None``.
+line for each step, that time is gone: ``env[7] = c3(env[5], env[2]); env[5] = None``. A step whose calls of torch are
+known (``tracing``) is written as these calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnx_obd.errors import ModelError, OnnxObdError
+from onnx_obd.mirror.tracing import Ref, TorchCall, Trace
 
 if TYPE_CHECKING:
     from onnx_obd.mirror.program import Env, Step
@@ -25,12 +27,11 @@ class Unrolled:
         ModelError: a step failed; the message names the node.
     """
 
-    def __init__(self, steps: Sequence[Step], calls: Sequence[Callable], outputs: Sequence[int]):
+    def __init__(self, steps: Sequence[Step], calls: Sequence[Callable | Trace], outputs: Sequence[int]):
         self.steps, self.calls = steps, calls
-        lines = [_line(number, step) for number, step in enumerate(steps)]
+        names: dict[str, Any] = {"put": _put}
+        lines = ["; ".join(_line(number, *pair, names)) for number, pair in enumerate(zip(steps, calls, strict=True))]
         source = "\n ".join(["def run(env):", *lines, f"return ({''.join(f'env[{slot}], ' for slot in outputs)})"])
-        names = {"put": _put} | {f"c{number}": call for number, call in enumerate(calls)}
-        names |= {f"host{number}": step.read_host for number, step in enumerate(steps) if step.host}
         exec(compile(source, "<plan>", "exec"), names)
         self._run = names["run"]
 
@@ -44,14 +45,72 @@ class Unrolled:
             raise node_failed(self.steps[line - _FIRST_LINE].node, error) from error
 
 
-def _line(number: int, step: Step) -> str:
-    arguments = "".join(f"env[{slot}], " for slot in step.inputs)
-    result = f"c{number}(*host{number}(({arguments})))" if step.host else f"c{number}({arguments})"
-    if len(step.outputs) == 1:
-        parts = [f"r = {result}", f"env[{step.outputs[0]}] = r[0] if isinstance(r, tuple) else r"]
+def _line(number: int, step: Step, call: Callable | Trace, names: dict[str, Any]) -> Iterator[str]:
+    """The statements that run a step; what they name is put into ``names``."""
+    if isinstance(call, Trace):
+        yield from _Written(number, step, call, names).statements()
     else:
-        parts = [f"put(env, {step.outputs}, {result})"]
-    return "; ".join([*parts, *(f"env[{slot}] = None" for slot in step.release)])
+        names[f"c{number}"] = call
+        arguments = "".join(f"env[{slot}], " for slot in step.inputs)
+        if step.host:
+            names[f"host{number}"], arguments = step.read_host, f"*host{number}(({arguments}))"
+        if len(step.outputs) == 1:
+            yield f"r = c{number}({arguments})"
+            yield f"env[{step.outputs[0]}] = r[0] if isinstance(r, tuple) else r"
+        else:
+            yield f"put(env, {step.outputs}, c{number}({arguments}))"
+    yield from (f"env[{slot}] = None" for slot in step.release)
+
+
+class _Written:
+    """A traced step as statements. What a call returns is dropped after the last call that reads it."""
+
+    def __init__(self, number: int, step: Step, trace: Trace, names: dict[str, Any]):
+        self.prefix, self.step, self.trace, self.names = f"c{number}_", step, trace, names
+        self.places = {number: f"env[{slot}]" for number, slot in enumerate(step.inputs)}
+        for slot, ref in zip(step.outputs, trace.outputs, strict=False):
+            if ref is not None:
+                self.places.setdefault(ref.number, f"env[{slot}]")
+
+    def statements(self) -> Iterator[str]:
+        last = {number: index for index, call in enumerate(self.trace.calls) for number in call.touches()}
+        for index, call in enumerate(self.trace.calls):
+            yield self._call(call)
+            ended = [number for number in call.touches() if last[number] == index and number not in self.places]
+            yield from (f"v{number} = None" for number in dict.fromkeys(ended))
+        for slot, ref in zip(self.step.outputs, self.trace.outputs, strict=False):
+            value = None if ref is None else self._place(ref.number)
+            if value != f"env[{slot}]":
+                yield f"env[{slot}] = {value}"
+
+    def _call(self, call: TorchCall) -> str:
+        arguments = [self._spelled(value) for value in call.args]
+        arguments += [f"{key}={self._spelled(value)}" for key, value in call.kwargs.items()]
+        text = f"{self._named(call.function)}({', '.join(arguments)})"
+        if call.results and isinstance(call.results, tuple):
+            return f"{''.join(f'{self._target(number)}, ' for number in call.results)} = {text}"
+        return f"{self._place(call.results)} = {text}" if isinstance(call.results, int) else text
+
+    def _target(self, number: int | None) -> str:
+        return "_" if number is None else self._place(number)
+
+    def _place(self, number: int) -> str:
+        return self.places.get(number, f"v{number}")
+
+    def _spelled(self, value: Any) -> str:
+        if isinstance(value, Ref):
+            return self._place(value.number)
+        if type(value) in (list, tuple):
+            items = "".join(f"{self._spelled(item)}, " for item in value)
+            return f"[{items}]" if type(value) is list else f"({items})"
+        if value is None or isinstance(value, (bool, int, str)):
+            return repr(value)
+        return self._named(value)
+
+    def _named(self, value: Any) -> str:
+        name = f"{self.prefix}{len(self.names)}"
+        self.names[name] = value
+        return name
 
 
 def _put(env: Env, slots: Sequence[int], result: Any) -> None:

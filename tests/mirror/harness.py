@@ -135,8 +135,12 @@ def check_forward(case: Case) -> None:
     mirror = Mirror(case.model())
     assert not mirror.boundaries, "the operator is not registered for this version"
     with torch.no_grad():
-        for _ in range(2):  # the first run specialises, the second runs the specialised program
-            found = mirror.evaluate([to_torch(v) for v in case.feeds().values()])
+        for run in range(4):  # specialising, watching, tracing, and by the calls that were traced
+            inputs = [to_torch(v) for v in case.feeds().values()]
+            if run == 2:  # the trace must hold for any values
+                mirror.evaluate([v.flip(tuple(range(v.dim()))) if is_float(v) else v for v in inputs])
+                continue
+            found = mirror.evaluate(inputs)
             assert len(found) == len(expected)
             for ours, theirs in zip(found, expected, strict=True):
                 _compare(to_numpy(ours), theirs, case.tolerance)

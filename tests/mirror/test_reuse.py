@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto
 
 from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.reuse import run_watched
 
 
 def _mirror(nodes, outputs=("y",), weights=None) -> Mirror:
@@ -20,9 +21,11 @@ def _mirror(nodes, outputs=("y",), weights=None) -> Mirror:
 
 
 def _overwriting(mirror: Mirror, x: torch.Tensor) -> list[str]:
-    """The nodes whose loop under ``no_grad`` differs from that with gradients."""
+    """The nodes that write over an operand under ``no_grad``."""
     plan = mirror.plan([x])
-    pairs = zip(plan.steps, plan._unrecorded.calls, strict=True)
+    with torch.no_grad():
+        calls, _ = run_watched(plan, plan.start([x]), lambda *told: None)
+    pairs = zip(plan.steps, calls, strict=True)
     return [step.operator.name for step, call in pairs if call is not step.call]
 
 

@@ -24,7 +24,9 @@ def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> t
 
 def addmm(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """c + a b for matrices a and b; c broadcasts."""
-    return onednn.linear(a, b.mT).add_(c) if onednn.multiplies(a, b.shape[1]) else torch.addmm(c, a, b)
+    if not onednn.multiplies(a, b.shape[1]):
+        return torch.addmm(c, a, b)
+    return onednn.linear(a, b.mT, c) if c.dim() == 1 else onednn.linear(a, b.mT).add_(c)
 
 
 @without_outputs
@@ -111,9 +113,21 @@ def matmul_axes(node: Node) -> str:
     return f"{a}, {b} -> ...{' i' * rows}{' neuron' * columns}"
 
 
+def _matmul_and_add(step, add, operands, others):
+    """Where a vector is added to every row."""
+    (a, b), (c,) = operands, others
+    rows = a.dim() > 1 and b.dim() == 2 and a.is_floating_point()
+    return _affine if rows and c.shape == b.shape[1:] and not add.attributes else None
+
+
+def _affine(x, w, c):
+    """x W + c for rows x and W [in, out]."""
+    return addmm(c, x, w) if x.dim() == 2 else linear(x, w.mT, c)
+
+
 @op(
     "MatMul", 1, 9, 13, second=_matmul_second, sample_squares=_matmul_sample_squares, weights=(0, 1), axes=matmul_axes,
-    product=lambda position, inputs, attributes: matrix_product(position, *inputs),
+    product=lambda position, inputs, attributes: matrix_product(position, *inputs), then={"Add": _matmul_and_add},
 )  # fmt: skip
 def matmul(a, b):
     if not a.is_floating_point():  # torch multiplies signed integers on a CPU only; float64 is exact up to 2^53

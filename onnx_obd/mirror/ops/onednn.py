@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from onnx_obd.mirror.tracing import calls_are_changed
+
 MANY_PRODUCTS = 1 << 20
 """Multiplications from which it pays: below, oneDNN takes longer to set up than the others take to compute.
 
@@ -18,7 +20,7 @@ Beyond, a convolution or matrix product is up to twice as fast (measured with on
 def applies(x: Tensor) -> bool:
     return (
         x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
-        and not torch._C._are_functorch_transforms_active() and not torch._C._is_torch_function_mode_enabled()
+        and not torch._C._are_functorch_transforms_active() and not calls_are_changed()
     )  # fmt: skip
 
 

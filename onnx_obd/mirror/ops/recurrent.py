@@ -25,6 +25,7 @@ from onnx_obd.mirror.ops.linear import addmm, linear
 from onnx_obd.mirror.ops.named_activations import Activation, named_activation
 from onnx_obd.mirror.products import Bias, Product, product_of_rows
 from onnx_obd.mirror.registry import Ints, family
+from onnx_obd.mirror.tracing import calls_are_changed
 
 Cell = Callable[..., tuple[Tensor, ...]]
 """(projected input of a step, *states) -> the new states, the hidden state first."""
@@ -106,7 +107,7 @@ class Layer:
             and self.steps >= MIN_FUSED_STEPS
             and not onednn.multiplies(self.states[0][0], self.r.shape[1])
             and not torch._C._are_functorch_transforms_active()
-            and not torch._C._is_torch_function_mode_enabled()
+            and not calls_are_changed()
         )
 
     def fused(self, kernel: Callable[..., tuple], order: Sequence[int]) -> tuple:
@@ -260,17 +261,21 @@ def gru(
         return layer.fused(torch._VF.gru, (1, 0, 2))
 
     def cell(d: int, f: Activation, g: Activation) -> Cell:
-        gates, candidate = r[d].split((2 * size, size))
-        gates, by_columns = gates.t(), candidate.t()
-        bias = layer.bias(d)[1][2 * size :] if b is not None and linear_before_reset else None
+        if linear_before_reset:  # one product for all gates
+            bias = None if b is None else F.pad(layer.bias(d)[1][2 * size :], (2 * size, 0))
+
+            def step(x: Tensor, h: Tensor) -> tuple[Tensor]:
+                hidden = linear(h, r[d], bias)
+                update, reset = f(x[:, : 2 * size] + hidden[:, : 2 * size]).chunk(2, 1)
+                new = g(x[:, 2 * size :] + reset * hidden[:, 2 * size :])
+                return ((1 - update) * new + update * h,)
+
+            return step
+        gates, candidate = r[d, : 2 * size].t(), r[d, 2 * size :].t()
 
         def step(x: Tensor, h: Tensor) -> tuple[Tensor]:
-            x_gates, x_candidate = x.split((2 * size, size), 1)
-            update, reset = f(addmm(x_gates, h, gates)).chunk(2, 1)
-            if linear_before_reset:
-                new = g(x_candidate + reset * linear(h, candidate, bias))
-            else:
-                new = g(addmm(x_candidate, reset * h, by_columns))
+            update, reset = f(addmm(x[:, : 2 * size], h, gates)).chunk(2, 1)
+            new = g(addmm(x[:, 2 * size :], reset * h, candidate))
             return ((1 - update) * new + update * h,)
 
         return step

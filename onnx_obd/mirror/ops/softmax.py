@@ -70,6 +70,8 @@ def _softmax_1_second(call: Call, h):
 
 @op("Softmax", 1, 11, second=_softmax_1_second, distribution=_logits_1, axes=along("axis", rest=True))
 def softmax_1(input, *, axis=1):
+    if axis % input.dim() == input.dim() - 1:
+        return softmax(input)
     return softmax(_rows(input, axis)).reshape(input.shape)
 
 
