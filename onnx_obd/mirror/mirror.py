@@ -87,8 +87,8 @@ class Mirror(nn.Module):
     # ---- running
 
     def forward(self, *inputs: Any) -> Any:
-        outputs = tuple(map(materialise, self.evaluate(inputs)))
-        return outputs[0] if len(outputs) == 1 else outputs
+        outputs = self.evaluate(inputs)
+        return materialise(outputs[0]) if len(outputs) == 1 else tuple(map(materialise, outputs))
 
     def evaluate(
         self,

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -212,8 +213,8 @@ def _joined(step: Step, reader: Step, env: Env) -> Step | None:
 
 
 def _traceable(value: Any) -> bool:
-    """Not a sequence, whose length may change, nor a tensor that is more than its numbers."""
-    return not isinstance(value, (list, Quantised)) and not hasattr(value, "__array_interface__")
+    """Not a sequence, whose length may change, nor strings, nor a tensor that is more than its numbers."""
+    return not isinstance(value, (list, Quantised, np.ndarray))
 
 
 def _picks_by_value(index: Any) -> bool:

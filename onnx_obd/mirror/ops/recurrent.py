@@ -68,8 +68,7 @@ class Layer:
             initial = [None if state is None else state.transpose(0, 1) for state in initial]
         self.steps, batch = self.x.shape[:2]
         self.lengths = None if lengths is None or set(lengths) == {self.steps} else lengths
-        zeros = x.new_zeros(r.shape[0], batch, r.shape[2])
-        self.states = [zeros if state is None else state for state in initial]
+        self.states = [x.new_zeros(len(r), batch, r.shape[2]) if state is None else state for state in initial]
 
     def bias(self, d: int) -> tuple[Tensor, ...]:
         """Wb and Rb of a direction, or nothing."""
