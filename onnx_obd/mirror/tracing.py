@@ -8,6 +8,7 @@ in Python or through their shapes, cannot be told by one run; it is called as it
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -91,11 +92,11 @@ class Tracer(TorchFunctionMode):
 
     def __init__(self, operands: Sequence[Any]):
         super().__init__()
-        self.seen: dict[int, tuple[int, Tensor]] = {}  # id -> number and the tensor, kept alive so that ids differ
+        self.seen: dict[int, tuple[int, weakref.ref]] = {}  # by id, which may be a dead one's
         self.count = len(operands)
         for number, operand in enumerate(operands):
-            if isinstance(operand, Tensor):
-                self.seen.setdefault(id(operand), (number, operand))
+            if isinstance(operand, Tensor) and self._number(operand) is None:
+                self.seen[id(operand)] = number, weakref.ref(operand)
         self.calls: list[TorchCall] | None = [] if all(map(_traceable, operands)) else None
 
     def __enter__(self) -> Tracer:
@@ -114,12 +115,11 @@ class Tracer(TorchFunctionMode):
                 self._note(function, args, kwargs, result)
             except _Untraceable:
                 self.calls = None
-                self.seen.clear()
         return result
 
     def trace(self, outputs: Sequence[Any]) -> Trace | None:
         """The step that returned ``outputs``, if calls of torch are all it did."""
-        if self.calls is None or not all(value is None or id(value) in self.seen for value in outputs):
+        if self.calls is None or any(value is not None and self._number(value) is None for value in outputs):
             return None
         return Trace(tuple(self.calls), tuple(map(self._referred, outputs)))
 
@@ -134,11 +134,16 @@ class Tracer(TorchFunctionMode):
         elif name not in _METADATA:
             raise _Untraceable
 
+    def _number(self, value: Any) -> int | None:
+        number, tensor = self.seen.get(id(value), (None, None))
+        return number if tensor is not None and tensor() is value else None
+
     def _referred(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            if id(value) not in self.seen:
+            number = self._number(value)
+            if number is None:
                 raise _Untraceable  # from somewhere that is not watched
-            return Ref(self.seen[id(value)][0])
+            return Ref(number)
         if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
             return type(value)(map(self._referred, value))
         if isinstance(value, slice):
@@ -152,11 +157,11 @@ class Tracer(TorchFunctionMode):
             if any(isinstance(value, (list, tuple)) for value in result):
                 raise _Untraceable
             return tuple(map(self._numbered, result))
-        if result is None or id(result) in self.seen:
+        if result is None or self._number(result) is not None:
             return None
         if not _traceable(result) or not isinstance(result, Tensor):
             raise _Untraceable
-        self.seen[id(result)] = self.count, result
+        self.seen[id(result)] = self.count, weakref.ref(result)
         self.count += 1
         return self.count - 1
 
