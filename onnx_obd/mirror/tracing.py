@@ -74,6 +74,9 @@ class Trace:
     calls: tuple[TorchCall, ...]
     outputs: tuple[Ref | None, ...]
 
+    def __deepcopy__(self, memo: Any) -> Trace:
+        return self  # it holds no tensors, and not every function of torch can be copied
+
 
 class _Untraceable(Exception):
     pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -74,6 +76,16 @@ def test_weights_and_inputs_may_change_between_calls():
     with torch.no_grad():
         torch.testing.assert_close(mirror(Y), mirror.evaluate([Y], weights={"b": torch.from_numpy(b)})[0])
         torch.testing.assert_close(mirror(Y), torch.softmax(Y @ mirror.weights["w"] + torch.from_numpy(b), -1))
+
+
+def test_a_mirror_that_has_run_can_be_copied():
+    mirror = _mirror("t = Unsqueeze (x, a) p = MatMul (t, w) y = Add (p, b)", a=np.array([0]), w=np.eye(4, dtype="f"),
+                     b=np.ones(4, "f"))  # fmt: skip
+    _calls(mirror, X)
+    copied = copy.deepcopy(mirror)
+    copied.weights["w"].data.zero_()
+    with torch.no_grad():
+        assert torch.equal(copied(Y)[0], torch.ones(3, 4)) and torch.equal(mirror(Y)[0], Y + 1)
 
 
 def test_a_sum_that_others_read_too_stays_apart():
