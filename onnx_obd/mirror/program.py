@@ -20,7 +20,7 @@ from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.registry import Operator
 from onnx_obd.mirror.reuse import run_watched
 from onnx_obd.mirror.slices import Watch
-from onnx_obd.mirror.tracing import run_traced
+from onnx_obd.mirror.tracing import SMALL, run_traced
 from onnx_obd.mirror.unrolled import Unrolled, node_failed
 
 MAX_PLANS = 16
@@ -197,7 +197,12 @@ class Program:
         watch = Watch(self, env)
         calls, outputs = run_watched(self, env, watch.step)
         slices = watch.slices(env, outputs)
-        self._unrecorded = slices.run if slices else partial(self._run_traced, calls)
+        if slices:
+            self._unrecorded = slices.run
+        elif watch.largest_of_all > SMALL:
+            self._unrecorded = Unrolled(self.steps, calls, self.outputs)
+        else:
+            self._unrecorded = partial(self._run_traced, calls)
         return outputs
 
     def _run_traced(self, calls: Sequence[Callable], env: Env) -> tuple:

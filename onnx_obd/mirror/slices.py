@@ -51,14 +51,20 @@ class Slices:
 
 
 class Watch:
-    """Told of every step of a run of a plan, it finds out whether the plan may run in slices."""
+    """Told of every step of a run of a plan, it finds out whether the plan may run in slices.
+
+    ``largest``: bytes of the largest value that would be cut, ``largest_of_all`` of any that a step has made.
+    """
 
     def __init__(self, program: Program, env: Env):
         self.program, self.fed, self.largest = program, set(program.inputs), 0
+        self.largest_of_all = 0
         counts = {len(env[slot]) if _has_samples(env[slot]) else 0 for slot in program.inputs}
         self.count = counts.pop() if len(counts) == 1 else 0
 
     def step(self, step: Step, values: Sequence[Any], outputs: Sequence[Any]) -> None:
+        sizes = (value.nbytes for value in outputs if isinstance(value, torch.Tensor))
+        self.largest_of_all = max(self.largest_of_all, *sizes, 0)
         if self.count < 2 or self.fed.isdisjoint(step.inputs):
             return
         if self._keeps_apart(step, values, outputs):

@@ -30,6 +30,9 @@ _METADATA = {
 }  # fmt: skip
 """Calls that tell of a tensor what is fixed, if what they return is no tensor."""
 
+SMALL = 1 << 20
+"""Bytes of the largest value up to which tracing a plan is worth the memory; beyond, the kernels take the time."""
+
 MOST_CALLS = 500
 """A step of more calls (a loop over a long sequence) is not written out."""
 

@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from onnx_obd.mirror.mirror import Mirror
-from onnx_obd.mirror.tracing import Ref, Trace, Tracer
+from onnx_obd.mirror.tracing import SMALL, Ref, Trace, Tracer
 
 X, Y = torch.linspace(-2, 2, 12).reshape(3, 4), torch.tensor([[0.5, -1, 2, 0.25]]).repeat(3, 1)
 
@@ -96,22 +96,11 @@ def test_a_sum_that_others_read_too_stays_apart():
         torch.testing.assert_close(mirror(Y), (Y + 1) * Y)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_statistics_go_into_the_kernel(bias):
-    rng = np.random.default_rng(0)
-    shapes = {"w": (6, 4, 3, 3), "s": (6,), "b": (6,), "m": (6,), "v": (6,), "c": (6,)}
-    arrays = {name: rng.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
-        g (float[2, 4, 80, 80] x) => (float[] y) {{
-            a = Conv (x, w{", c" * bias}) y = BatchNormalization <epsilon = 0.1> (a, s, b, m, v) }}""")
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(w, name) for name, w in arrays.items())
-    mirror = Mirror(model)
-    x = torch.from_numpy(rng.standard_normal((2, 4, 80, 80), np.float32))
-    assert len(_calls(mirror, x)) == 1
-    mirror.weights["s"].data.mul_(2)
-    with torch.no_grad():
-        found = mirror(x)
-    torch.testing.assert_close(found, mirror(x).detach(), rtol=1e-5, atol=1e-4)
+def test_a_plan_of_large_values_is_run_as_it_is():
+    """There the kernels take the time, and what tracing allocates between the values takes memory."""
+    mirror, many = _mirror("a = Sigmoid (x) y = Neg (a)"), torch.zeros(SMALL, 4)
+    assert not any(isinstance(call, Trace) for call in _calls(mirror, many))
+    assert all(isinstance(call, Trace) for call in _calls(mirror, many[:8]))
 
 
 def test_a_function_mode_sees_every_operator():

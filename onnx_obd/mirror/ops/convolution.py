@@ -170,28 +170,9 @@ def conv_product(position, inputs, attributes) -> Product:
     return sliding_product(unfolded, group, lambda w: w.reshape(group, len(w) // group, -1), row_bias(2, b, group))
 
 
-def _conv_and_batch_norm(step, norm, operands, others):
-    """Given statistics go into the kernel, anew in every call: beside large images that is little work."""
-    (x, w), get = operands[:2], norm.attributes.get
-    trained = get("training_mode") or len(norm.outputs) > 1
-    if trained or norm.inputs[0] != step.outputs[0] or any(value.shape != w.shape[:1] for value in others):
-        return None
-    if x.numel() < max(LARGE_IMAGES, w.numel()):
-        return None
-    has_bias = len(operands) > 2 and operands[2] is not None
-
-    def folded(x, w, *values):
-        scale, bias, mean, var = values[-4:]
-        slope = scale * (var + get("epsilon", 1e-5)).rsqrt()
-        kernel = w * slope.view(-1, *[1] * (w.dim() - 1))
-        return step.call(x, kernel, bias + ((values[0] - mean) if has_bias else -mean) * slope)
-
-    return folded
-
-
 @op(
     "Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,), axes=CONV_AXES,
-    product=conv_product, then={"BatchNormalization": _conv_and_batch_norm},
+    product=conv_product,
 )  # fmt: skip
 def conv(
     x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
