@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from onnx_obd.graph.session import CPU
-from onnx_obd.records import Interval, Latency, Quality, Report, Round, WeightSummary
+from onnx_obd.records import NEGLIGIBLE_LOSS, Interval, Latency, Quality, Report, Round, WeightSummary
 from onnx_obd.report.quantities import (
     count,
     file_size,
@@ -177,8 +177,12 @@ def shipped_because(report: Report) -> str:
 
 
 def measured_over_predicted(pairs: Iterable[tuple[float, float | None]]) -> list[float]:
-    """Of (measured, predicted) loss changes the ratio, wherever a rise was predicted."""
-    ratios = [measured / predicted for measured, predicted in pairs if predicted and predicted > 0]
+    """Of (measured, predicted) loss changes the ratio, wherever a rise was predicted and either could be noticed."""
+    ratios = [
+        measured / predicted
+        for measured, predicted in pairs
+        if predicted and predicted > 0 and max(abs(measured), predicted) >= NEGLIGIBLE_LOSS
+    ]
     return [ratio for ratio in ratios if math.isfinite(ratio)]
 
 
@@ -195,7 +199,12 @@ def prediction_verdict(rounds: Sequence[Round]) -> str:
     told = [f"over {what}: {_spread(ratios)}" for what, ratios in told if ratios]
     if told:
         return f"Measured {'; '.join(told)}. 1 would be exact."
-    return "This criterion predicts no loss change." if rounds and all(r.predicted is None for r in rounds) else ""
+    if rounds and all(each.predicted is None for each in rounds):
+        return "This criterion predicts no loss change."
+    changes = [abs(each.measured_scoring) for each in rounds] + [abs(each.predicted or 0.0) for each in rounds]
+    if max(changes, default=0.0) >= NEGLIGIBLE_LOSS:
+        return "No rise of the loss was predicted."
+    return f"No round changed the loss by {NEGLIGIBLE_LOSS} or was predicted to." if rounds else ""
 
 
 def _spread(ratios: Sequence[float]) -> str:

@@ -91,6 +91,16 @@ def test_measured_over_predicted_skips_rounds_without_a_positive_prediction():
     assert prediction_verdict(()) == ""
 
 
+def test_rounds_that_nobody_would_notice_tell_nothing_of_the_prediction():
+    assert measured_over_predicted([(-3e-8, 5e-11), (2e-4, 5e-11), (5e-5, 2e-4)]) == pytest.approx([4e6, 0.25])
+    rounds = [Round(0.1, 5e-11, -3e-8, 2e-8, 0.5, 0.0, predicted_together=1e-30)]
+    assert prediction_verdict(rounds) == "No round changed the loss by 0.0001 or was predicted to."
+    unforeseen = replace(rounds[0], measured_scoring=1.0, predicted=0.0)
+    assert prediction_verdict([unforeseen]).startswith("Measured over predicted: 1.0")
+    fallen = replace(rounds[0], measured_scoring=1.0, predicted=-1.0, predicted_together=-1.0)
+    assert prediction_verdict([fallen]) == "No rise of the loss was predicted."
+
+
 def test_before_after_has_what_was_measured_and_nothing_else():
     labels = [row.label for row in before_after(CLASSIFIER)]
     assert labels == ["sparsity", "file size", "agreement", "accuracy", "loss", "output change", "latency"]
