@@ -11,7 +11,6 @@ from functools import partial
 
 from torch import Tensor
 
-from onnx_obd.calibration.quality import assess
 from onnx_obd.candidates import (
     UNITS_ALONE,
     Candidate,
@@ -26,7 +25,7 @@ from onnx_obd.errors import UsageError
 from onnx_obd.export import exported_size
 from onnx_obd.plan.elementwise import schedule
 from onnx_obd.plan.targets import RESOLUTION, Goal, furthest
-from onnx_obd.records import Plan, Quality, Saliency
+from onnx_obd.records import Plan, Saliency
 from onnx_obd.repair import REPAIRED, refit_survivors
 from onnx_obd.run import Run
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
@@ -84,19 +83,14 @@ def meets_goal(run: Run, each: Candidate) -> bool:
     if goal is None or each.quality.method.startswith(UNITS_ALONE):
         return True
     restore(run.mirror, each.weights)
-    return _small_enough(run, goal) if goal.target_size is not None else goal.allows(each.quality, _original(run))
-
-
-def _original(run: Run) -> Quality:
-    return assess(run.held_back, run.original_values, run.original_values, method="original", sparsity=0.0)
+    return _small_enough(run, goal) if goal.target_size is not None else goal.allows(each.quality, run.original_quality)
 
 
 def _test(run: Run, goal: Goal) -> Callable[[Plan], bool]:
     """Given a plan that was carried out: may more be deleted?"""
     if goal.target_size is not None:
         return lambda _: not _small_enough(run, goal)
-    original = _original(run)
-    return lambda plan: goal.allows(candidate(run, "", plan, [], time.perf_counter()).quality, original)
+    return lambda plan: goal.allows(candidate(run, "", plan, [], time.perf_counter()).quality, run.original_quality)
 
 
 def _small_enough(run: Run, goal: Goal) -> bool:

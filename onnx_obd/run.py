@@ -14,7 +14,7 @@ from torch import Tensor
 from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
 from onnx_obd.calibration.memory import fitting_batch_size
 from onnx_obd.calibration.objective import Objective, choose_objective
-from onnx_obd.calibration.quality import head_values
+from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.curvature import find_estimator
 from onnx_obd.curvature.per_sample import probed_samples
@@ -24,7 +24,7 @@ from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.options import Options
 from onnx_obd.plan.selection import select_weights
 from onnx_obd.progress import Progress
-from onnx_obd.records import FrontierPoint, WeightSummary
+from onnx_obd.records import FrontierPoint, Quality, WeightSummary
 from onnx_obd.runtime.verify import compare_with_onnxruntime
 from onnx_obd.saliency import criteria_of
 from onnx_obd.surgery.mask import snapshot
@@ -71,6 +71,11 @@ class Run:
     def origin(self) -> Run:
         """The run with the model that came in: another than this one if units were removed."""
         return self.before or self
+
+    @cached_property
+    def original_quality(self) -> Quality:
+        """What the original does on the held-back samples: what goals compare with."""
+        return assess(self.held_back, self.original_values, self.original_values, method="original", sparsity=0.0)
 
     @property
     def prunable(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,32 +42,42 @@ class ExpectedDrop:
         objective = held_back.objective
         self.head, self.temperature = objective.heads[0], None
         odds = isinstance(self.head, (SoftmaxHead, ProbabilityHead))
-        seen, unseen = ([values[0] for values in head_values(part)] for part in (scoring, held_back))
-        if not odds and (isinstance(self.head, SigmoidHead) or not tell_apart(seen + unseen)):
+        seen, unseen = head_values(scoring), head_values(held_back)
+        if not odds and (isinstance(self.head, SigmoidHead) or not tell_apart([batch[0] for batch in seen + unseen])):
             return
-        before = _rows(self.head, unseen)
-        everything = torch.cat([_rows(self.head, seen), before])
+        self._before, self._mixed = self._rows(unseen), None
+        everything = torch.cat([self._rows(seen), self._before])
         self._ordered = _some(everything.sort(-1, descending=True).values)
-        self._moving = [(held_back, before)]
         self.temperature = 1.0 if odds else SURE * float(everything.std())
         mixed = mixtures(held_back.samples, TIMES, seed)
         if mixed is not None:
             calibration = Calibration(held_back.mirror, objective, mixed.samples, held_back.batch_size)
-            rows = _rows(self.head, [values[0] for values in head_values(calibration)])
-            self._moving.append((calibration, rows))
-            classes = before.argmax(-1).reshape(len(held_back.samples), -1)[torch.from_numpy(mixed.first)]
+            rows = self._rows(head_values(calibration))
+            self._mixed = calibration, rows
+            classes = self._before.argmax(-1).reshape(len(held_back.samples), -1)[torch.from_numpy(mixed.first)]
             self.temperature = consistent_temperature(rows, classes.reshape(-1))
 
-    def of(self, mirror: Mirror) -> float | None:
-        """The fall with the present weights of a mirror of other sizes, a fraction; None without classes."""
+    def of(self, mirror: Mirror, held_back: Sequence[Sequence[Tensor]]) -> float | None:
+        """The fall with the present weights of a mirror of other sizes, a fraction; None without classes.
+
+        Args:
+            held_back: the heads of the held-back samples on that mirror, batch by batch.
+        """
         if self.temperature is None:
             return None
-        drops = []
-        for calibration, before in self._moving:
-            now = _rows(self.head, [values[0] for values in head_values(calibration.on(mirror))])
-            moved = _some((now - before).gather(-1, before.argsort(-1, descending=True)))
-            drops.append(drop_of_movements(self._ordered, moved, self.temperature))
-        return max(drops)
+        drop = self._drop(self._before, held_back)
+        if self._mixed is None:
+            return drop
+        calibration, before = self._mixed
+        return max(drop, self._drop(before, head_values(calibration.on(mirror))))
+
+    def _drop(self, before: Tensor, values: Sequence[Sequence[Tensor]]) -> float:
+        moved = _some((self._rows(values) - before).gather(-1, before.argsort(-1, descending=True)))
+        return drop_of_movements(self._ordered, moved, self.temperature)
+
+    def _rows(self, values: Sequence[Sequence[Tensor]]) -> Tensor:
+        """The logits of the first output."""
+        return torch.cat([_logits(self.head, batch[0]) for batch in values]).double()
 
 
 def drop_of_movements(ordered: Tensor, moved: Tensor, temperature: float) -> float:
@@ -121,10 +132,6 @@ def consistent_temperature(rows: Tensor, classes: Tensor) -> float:
 def _some(rows: Tensor) -> Tensor:
     """At most ``MOST_ROWS``, evenly spread."""
     return rows[:: -(-len(rows) // MOST_ROWS)]
-
-
-def _rows(head: Head, values: list[Tensor]) -> Tensor:
-    return torch.cat([_logits(head, value) for value in values]).double()
 
 
 def _logits(head: Head, value: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import onnx
 
-from onnx_obd.calibration.quality import assess
 from onnx_obd.errors import UsageError
 from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes
 from onnx_obd.records import FrontierPoint, Interval, Latency
-from onnx_obd.removal.thinning import Gone, Thinned, Thinning
+from onnx_obd.removal.thinning import HELPED, Gone, Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import TimeOfSizes, liked_multiple
 from onnx_obd.run import Run
 from onnx_obd.runtime.latency import measure_latency
@@ -51,9 +50,6 @@ PORTION = 0.1
 
 HOPELESS = 5.0
 """Times the drop allowed: from there no training leads back, and none is tried."""
-
-WORTH_MORE = 0.95
-"""A training after which the loss is above this share of what it was is not followed by another."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +232,7 @@ class Search:
         if not self.options.goal or self.minutes <= 0 or not here.state.gone:
             return None
         state = self._trained_by(here.state, PORTION)
-        if state.quality.loss >= WORTH_MORE * here.state.quality.loss:
+        if state.quality.loss >= HELPED * here.state.quality.loss:
             return None
         self._tried.clear()
         return self._timed(state)
@@ -256,7 +252,7 @@ class Search:
             share = 1 / math.ceil(math.log(target) / math.log(STEP))
             return self._trained_by(state, share) if self.minutes > 0 else state
         while self.minutes > 0 and self._objection(state) and not self._hopeless(state):
-            if state.quality.loss >= WORTH_MORE * before:
+            if state.quality.loss >= HELPED * before:
                 break
             rate, before = self.thinning.learning_rate, state.quality.loss
             state = self._trained_by(state, PORTION)
@@ -276,8 +272,7 @@ class Search:
         return "more would leave the outputs no better than a constant" if now.relative_error >= 1 else ""
 
     def _allows(self, state: Thinned) -> bool:
-        goal, run = self.options.goal, self.run
-        before = assess(run.held_back, run.original_values, run.original_values, method="original", sparsity=0.0)
+        goal, before = self.options.goal, self.run.original_quality
         if goal.max_drop is None or before.accuracy is not None:
             return goal.allows(state.quality, before)
         if state.drop is None:

@@ -58,7 +58,7 @@ LEARNING_RATE, SLOWER, LEAST_RATE = 5e-3, 4.0, 3e-4
 would take a low one: what was refitted stands at the bottom of a valley, and leaves it only for a better one."""
 
 HELPED = 0.95
-"""A training did not, after which the loss that judges it is above this share of what it was."""
+"""A training did not, after which the loss is above this share of what it was."""
 
 FEWEST = 8
 """Samples of which a refit makes use at least."""
@@ -208,7 +208,7 @@ class Thinning:
         run = self.run
         values = head_values(run.held_back.on(mirror))
         quality = assess(run.held_back, values, run.original_values, method="units removed", sparsity=0.0)
-        return Thinned(gone, snapshot(run.mirror), quality, self.expected_drop.of(mirror), trained)
+        return Thinned(gone, snapshot(run.mirror), quality, self.expected_drop.of(mirror, values), trained)
 
     @cached_property
     def _seconds_of_a_sample(self) -> float:

@@ -110,11 +110,11 @@ def _text(value: object) -> str:
 
 
 def _head(report: Report) -> str:
-    tiles = [(size_change(report.bytes_before, report.bytes_after), "file, on disk")]
     if deletes_weights(report):
-        tiles.insert(0, (percent(report.sparsity), "of the prunable weights are zero"))
+        gone = percent(report.sparsity), "of the prunable weights are zero"
     else:
-        tiles.insert(0, (percent(1 - report.parameters_after / report.parameters), "of the parameters went with units"))
+        gone = percent(1 - report.parameters_after / report.parameters), "of the parameters went with units"
+    tiles = [gone, (size_change(report.bytes_before, report.bytes_after), "file, on disk")]
     exported = report.exported
     if exported.agreement is not None:
         tiles.append((percent(exported.agreement), "of held-back answers unchanged"))
