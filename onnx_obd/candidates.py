@@ -70,7 +70,7 @@ def prune_by(run: Run, method: str, sparsity: float, rounds: int, *, repaired: b
         if options.variant == "regrow":
             restore(run.mirror, values)
         before = snapshot(run.mirror)
-        delete = partial(_delete, run, method, schedule, saliency, keep, history, loss)
+        delete = partial(_delete, run, method, schedule, saliency, keep, before, history, loss)
         attempt, found = delete(upto)
         if found.went_too_far and options.trust == "refine":
             restore(run.mirror, before)
@@ -105,12 +105,16 @@ def _delete(
     schedule: Rounds,
     saliency: Saliency,
     keep: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
     history: Sequence[Round],
     loss: tuple[float, float],
     upto: float,
 ) -> tuple[Plan, Round]:
-    """Carry out the plan of a round, and what it was predicted to do and did; ``loss`` is what it was before."""
-    began, before = time.perf_counter(), snapshot(run.mirror)
+    """Carry out the plan of a round, and what it was predicted to do and did.
+
+    ``before`` are the weights that the mirror has, ``loss`` is theirs.
+    """
+    began = time.perf_counter()
     plan = schedule.plan(upto, saliency, keep)
     apply_masks(run.mirror, plan.keep)
     if "h_of_surgeon" in find_criterion(criteria_of(method)[0]).needs:

@@ -266,7 +266,7 @@ class Training:
             other_x = other_x[order] if len(other_x) == batch.count else other_x
             if blended:
                 return torch.lerp(x, other_x, share)
-            return torch.where(torch.rand(x.shape, generator=generator) < share, other_x, x)
+            return torch.where((torch.rand(x.shape, generator=generator) < share).to(x.device), other_x, x)
 
         inputs = tuple(mixed(x, other_x) for x, other_x in zip(batch.inputs, other.inputs, strict=True))
         with torch.no_grad():
