@@ -118,7 +118,7 @@ def sliding_product(
     places = unfolded.movedim(1, 1 + rank)
 
     def features(chosen: Tensor) -> Tensor:
-        x = places[torch.unravel_index(chosen, size)]  # [P, C, *kernel]
+        x = places[_coordinates(chosen, size)]  # [P, C, *kernel]
         return x.reshape(len(chosen), groups, -1).transpose(0, 1)
 
     def outputs(y: Tensor) -> Tensor:
@@ -126,3 +126,12 @@ def sliding_product(
         return rows.unflatten(1, (groups, -1)).transpose(0, 1)
 
     return Product(features, matrix, torch.Size(size).numel(), bias, outputs)
+
+
+def _coordinates(index: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
+    """Row-major. As ``torch.unravel_index``, which takes longer to check than to compute."""
+    found = []
+    for length in reversed(size):
+        found.append(index % length)
+        index = index // length
+    return tuple(reversed(found))

@@ -7,8 +7,10 @@ is used, the same number of every batch, at least ``ROWS_PER_COLUMN`` for every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -23,6 +25,10 @@ BLOCK = 1024
 
 ROWS_PER_COLUMN = 32
 """Positions for every column of a Gram matrix, where there are so many."""
+
+
+TOGETHER = 1 << 20
+"""Numbers in the rows that are multiplied at once: batches of few positions are gathered until they have so many."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def normal_equations(
     size = columns.stop - columns.start + ones
     w, w0 = (operand.matrix(walk.weight(operand.name)) for walk in (present, original))
     offset = _shifted(original, operand) - _shifted(present, operand)
-    gram, moments, positions = 0.0, 0.0, 0
+    sums, positions = _Sums(lambda x, error: (x.mT @ x, x.mT @ error)), 0
     pairs = (walk.values(operand.slots, operand.output) for walk in (present, original))
     for values, wanted in zip(*pairs, strict=True):
         product, target = operand.product(values), operand.product(wanted)
@@ -69,11 +75,35 @@ def normal_equations(
         error = target.features(chosen) @ w0.mT - x @ w.mT + offset
         x = x[..., columns]
         x = torch.cat((x, x.new_ones(*x.shape[:-1], 1)), -1) if ones else x
-        share = product.positions / len(chosen)
-        gram = gram + share * (x.mT @ x).double()
-        moments = moments + share * (x.mT @ error).double()
+        sums.add(product.positions / len(chosen), x, error)
         positions += product.positions
-    return NormalEquations(columns, gram, moments, positions)
+    return NormalEquations(columns, *sums.total(), positions)
+
+
+class _Sums:
+    """Sums over positions of products of rows [G, P, k], in float64; ``products`` gives those of some positions."""
+
+    def __init__(self, products: Callable[..., tuple[Tensor, ...]]):
+        self._products, self._waiting, self._numbers = products, [], 0
+        self._total: tuple[Tensor, ...] | None = None
+
+    def add(self, share: float, *rows: Tensor) -> None:
+        """The rows of some positions, each of which stands for ``share`` positions: a factor of its root."""
+        self._waiting.append(tuple(each * math.sqrt(share) for each in rows) if share != 1 else rows)
+        self._numbers += rows[0].numel()
+        if self._numbers >= TOGETHER:
+            self._multiply()
+
+    def total(self) -> tuple[Tensor, ...]:
+        if self._waiting:
+            self._multiply()
+        return self._total
+
+    def _multiply(self) -> None:
+        rows = [torch.cat(each, 1) for each in zip(*self._waiting, strict=True)]
+        found = [each.double() for each in self._products(*rows)]
+        self._total = tuple(found) if self._total is None else tuple(map(torch.add, self._total, found))
+        self._waiting, self._numbers = [], 0
 
 
 def _shifted(walk: Walk, operand: Operand) -> Tensor | float:
@@ -104,8 +134,9 @@ def collect_grams(
     """The Gram matrices of all operands with the mirror's present weights, in one pass over the samples."""
     mirror = calibration.mirror
     slots = tuple({slot for operand in operands for slot in operand.slots})
-    sums: dict[str, list[Tensor]] = {}
-    positions = dict.fromkeys((operand.name for operand in operands), 0)
+    slices = {operand.name: column_blocks(operand.elements.shape[2], block) for operand in operands}
+    sums = {name: _Sums(partial(_diagonal_blocks, slices=each)) for name, each in slices.items()}
+    positions = dict.fromkeys(sums, 0)
     with torch.no_grad():
         for batch in calibration.batches:
             values = dict(zip(slots, mirror.evaluate(batch.inputs, outputs=slots), strict=True))
@@ -113,20 +144,19 @@ def collect_grams(
                 product = operand.product(tuple(values[slot] for slot in operand.slots))
                 columns = operand.elements.shape[2]
                 chosen = _choose(product.positions, columns, len(calibration.batches), generator)
-                x, share = product.features(chosen), product.positions / len(chosen)
-                found = [share * (x[..., s].mT @ x[..., s]).double() for s in column_blocks(columns, block)]
-                before = sums.get(operand.name)
-                sums[operand.name] = found if before is None else [a + b for a, b in zip(before, found, strict=True)]
+                sums[operand.name].add(product.positions / len(chosen), product.features(chosen))
                 positions[operand.name] += product.positions
     return {
         operand.name: Gram(
             operand,
             tuple(
                 (columns, total / positions[operand.name])
-                for columns, total in zip(
-                    column_blocks(operand.elements.shape[2], block), sums[operand.name], strict=True
-                )
+                for columns, total in zip(slices[operand.name], sums[operand.name].total(), strict=True)
             ),
         )
         for operand in operands
     }
+
+
+def _diagonal_blocks(x: Tensor, slices: Sequence[slice]) -> tuple[Tensor, ...]:
+    return tuple(x[..., columns].mT @ x[..., columns] for columns in slices)
