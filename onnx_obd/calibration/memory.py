@@ -1,4 +1,4 @@
-"""How many samples fit in memory at once."""
+"""How many samples are run at once: what memory holds, and no more than is fast."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.slices import SLICE
 from onnx_obd.mirror.values import to_torch
 
 COPIES = 4
@@ -19,28 +20,34 @@ SHARE = 0.5
 
 
 def fitting_batch_size(mirror: Mirror, samples: Samples, wanted: int) -> int:
-    """``wanted`` or fewer: as many samples as a pass back through the graph has memory for, at least one.
+    """``wanted`` or fewer, at least one: as many samples as a pass back through the graph has memory for.
 
-    From the bytes of all values of one sample; shapes that grow faster than the samples are not foreseen.
+    Nor so many that a value has more than ``SLICE`` bytes: its memory would come from the system anew each time, which
+    can take longer than the arithmetic. From the values of one sample; shapes that grow faster than the samples are not
+    foreseen.
     """
-    free = free_memory()
-    if wanted <= 1 or free is None:
+    if wanted <= 1:
         return wanted
-    return max(1, min(wanted, int(SHARE * free) // max(1, COPIES * sample_bytes(mirror, samples))))
+    sizes, free = _value_bytes(mirror, samples), free_memory()
+    fast = SLICE // max([1, *sizes])
+    held = wanted if free is None else int(SHARE * free) // max(1, COPIES * sum(sizes))
+    return max(1, min(wanted, fast, held))
 
 
 def sample_bytes(mirror: Mirror, samples: Samples) -> int:
     """Bytes of all values that the nodes make of the first sample."""
+    return sum(_value_bytes(mirror, samples))
+
+
+def _value_bytes(mirror: Mirror, samples: Samples) -> list[int]:
+    """Of each of them, views not counted."""
     inputs = [to_torch(samples.feeds[0].get(name)) for name in mirror.input_names]
     with torch.no_grad():
         env = mirror.program.record(mirror.start(inputs))
     made = {slot for step in mirror.program.steps for slot in step.outputs}
-    storages = {
-        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-        for value in (env[slot] for slot in made)
-        if isinstance(value, torch.Tensor)
-    }
-    return sum(storages.values())
+    values = [env[slot] for slot in made if isinstance(env[slot], torch.Tensor)]
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values}
+    return list(storages.values())
 
 
 def free_memory() -> int | None:

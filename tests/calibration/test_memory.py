@@ -26,6 +26,13 @@ def test_the_batch_shrinks_to_the_memory_there_is(monkeypatch):
         assert memory.fitting_batch_size(mirror, samples, 32) == expected
 
 
+def test_a_batch_has_no_value_that_the_c_library_does_not_keep(monkeypatch):
+    mirror, samples = setting()
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    monkeypatch.setattr(memory, "SLICE", 4 * 5 * 7)  # seven samples of the largest value
+    assert memory.fitting_batch_size(mirror, samples, 32) == 7
+
+
 def test_this_machine_says_how_much_there_is():
     assert memory.free_memory() is None or memory.free_memory() > 0
 
