@@ -33,7 +33,7 @@ from onnx_obd.surgery.operands import Operand
 from onnx_obd.surgery.walk import Walk
 
 STEPS = (1.0, 0.5, 0.25)
-"""Tried in this order."""
+"""Tried in this order; each is half of the one before."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ def compensate(
             if not reason:
                 measure = partial(_loss_with, judge, operand)
                 several = [_changes(mirror, operand, equations, keep, ridge) for ridge in ridges]
-                step, loss = accept(mirror, _best(mirror, several, measure), measure, loss)
+                changes, full = _best(mirror, several, measure)
+                step, loss = accept(mirror, changes, measure, loss, full)
                 for walk in (present, judge):
-                    walk.changed(several[0])
+                    walk.changed(changes)
             found.append(Refit(operand.name, step, before, loss, reason))
         if progress:
             progress(number, len(operands))
@@ -97,17 +98,23 @@ def _too_few(equations: NormalEquations, operand: Operand, keep: Mapping[str, Te
     return f"{equations.positions} positions for {alive:.0f} weights per output"
 
 
-def _best(mirror: Mirror, found: Sequence[dict[str, Tensor]], measure: Callable[[], float]) -> dict[str, Tensor]:
-    """Of several changes the one after which the loss is lowest; the mirror is left as it was."""
+def _best(
+    mirror: Mirror, found: Sequence[dict[str, Tensor]], measure: Callable[[], float]
+) -> tuple[dict[str, Tensor], float | None]:
+    """Of several changes the one after which the loss is lowest, and that loss; of one, nothing is measured.
+
+    The mirror is left as it was.
+    """
     if len(found) == 1:
-        return found[0]
+        return found[0], None
     before = {name: mirror.weights[name].detach().clone() for name in found[0]}
     losses = []
     for changes in found:
         restore(mirror, {name: before[name] + change for name, change in changes.items()})
         losses.append(_finite(measure))
     restore(mirror, before)
-    return found[min(range(len(found)), key=losses.__getitem__)]
+    best = min(range(len(found)), key=losses.__getitem__)
+    return found[best], losses[best]
 
 
 def _changes(
@@ -136,15 +143,29 @@ def _changes(
 
 
 def accept(
-    mirror: Mirror, changes: Mapping[str, Tensor], measure: Callable[[], float], loss: float
+    mirror: Mirror,
+    changes: Mapping[str, Tensor],
+    measure: Callable[[], float],
+    loss: float,
+    full: float | None = None,
 ) -> tuple[float, float]:
-    """Make changes at the first step length that lowers the loss; (step length, loss), or (0, the loss before)."""
-    before = {name: mirror.weights[name].detach().clone() for name in changes}
+    """Make changes at the first step length that lowers the loss; (step length, loss), or (0, the loss before).
+
+    A shorter step is not tried where the loss rises from the start on: with the rises a after a step and b after half
+    of it, the parabola through both and zero has there the slope 4 b - a per step.
+
+    Args:
+        full: the loss after the full step, if it was measured already.
+    """
+    rise, before = math.inf, {name: mirror.weights[name].detach().clone() for name in changes}
     for step in STEPS:
         restore(mirror, {name: before[name] + step * change for name, change in changes.items()})
-        now = _finite(measure)
+        now = _finite(measure) if full is None else full
         if now < loss:
             return step, now
+        if math.isfinite(rise) and 4 * (now - loss) >= rise:
+            break
+        full, rise = None, now - loss
     restore(mirror, before)
     return 0.0, loss
 

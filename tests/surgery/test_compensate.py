@@ -244,3 +244,27 @@ def test_a_part_of_many_positions_estimates_the_sums():
     exact = windows.mT @ windows
     assert not torch.allclose(sampled.gram[0], exact)
     torch.testing.assert_close(sampled.gram[0].diagonal(), exact.diagonal(), rtol=0.5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "step", "tried"),
+    [
+        (lambda w: 5 - w, 1.0, [1.0]),
+        (lambda w: 5 - 2 * w + 3 * w**2, 0.5, [1.0, 0.5]),
+        (lambda w: 5 - w + 3 * w**2, 0.25, [1.0, 0.5, 0.25]),
+        (lambda w: 5 + w + w**2, 0.0, [1.0, 0.5]),
+    ],
+    ids=["falls", "falls to the half", "falls to the quarter", "rises from the start"],
+)
+def test_steps_are_shortened_as_long_as_the_loss_falls_at_the_start(loss_of, step, tried):
+    found, _ = calibration(linear(), count=4, batch_size=4)
+    weight, seen = found.mirror.weights["b0"].detach(), []
+    restore(found.mirror, {"b0": torch.zeros_like(weight)})
+
+    def measure():
+        seen.append(float(weight[0]))
+        return loss_of(seen[-1])
+
+    assert accept(found.mirror, {"b0": torch.ones_like(weight)}, measure, 5.0) == (step, loss_of(step))
+    assert seen == tried
+    assert float(weight[0]) == step
