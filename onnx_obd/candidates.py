@@ -250,9 +250,7 @@ def candidate(run: Run, method: str, plan: Plan, history: list[Round], start: fl
     """The mirror's present weights, measured on the held-back samples. ``start`` is when work on them began."""
     seconds = time.perf_counter() - start
     values = head_values(run.held_back)
-    quality = assess(
-        run.held_back, values, run.original_values, method=method, sparsity=plan.sparsity, seconds=seconds
-    )
+    quality = assess(run.held_back, values, run.original_values, method=method, sparsity=plan.sparsity, seconds=seconds)
     return Candidate(quality, plan, snapshot(run.mirror), tuple(history))
 
 

@@ -47,9 +47,7 @@ def gather(
     return found | {need: READINGS[need](calibration, operands, curvature.diag) for need in readings}
 
 
-def mean_of_output(
-    calibration: Calibration, operands: Sequence[Operand], h: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def mean_of_output(calibration: Calibration, operands: Sequence[Operand], h: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """h averaged over the weights of the same output; h itself where outputs are not known."""
     return _averaged(operands, h, -1)
 

@@ -1,6 +1,6 @@
 """Train, export, delete, draw.
 
-    python -m benchmarks.paper [USPS_FOLDER] [--output build/paper] [--epochs 30]
+python -m benchmarks.paper [USPS_FOLDER] [--output build/paper] [--epochs 30]
 """
 
 from __future__ import annotations

@@ -110,9 +110,7 @@ def _list_source(
 def _recognised_files(folder: Path) -> list[Path]:
     """The data files of the one kind that ``folder`` holds."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    of_kind = {
-        suffix: [entry for entry in entries if _is_data(entry, suffix)] for suffix in _ARRAY_SUFFIXES
-    }
+    of_kind = {suffix: [entry for entry in entries if _is_data(entry, suffix)] for suffix in _ARRAY_SUFFIXES}
     of_kind["images"] = images.find_images(folder)
     found = [kind for kind, files in of_kind.items() if files]
     if len(found) > 1:

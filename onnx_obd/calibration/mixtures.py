@@ -47,7 +47,5 @@ def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibratio
     if mixed is None or calibration.objective.supervised:
         return calibration
     own, made = calibration.samples, mixed.samples
-    both = Samples.from_feeds(
-        own.feeds + made.feeds, source=f"{own.source}, and mixtures", batchable=own.batchable
-    )
+    both = Samples.from_feeds(own.feeds + made.feeds, source=f"{own.source}, and mixtures", batchable=own.batchable)
     return Calibration(calibration.mirror, calibration.objective, both, calibration.batch_size)

@@ -1,6 +1,6 @@
 """The operators the mirror knows, as the page ``docs/operators.md``.
 
-    python -m onnx_obd.mirror.operators_table > docs/operators.md
+python -m onnx_obd.mirror.operators_table > docs/operators.md
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Operator:
         return {name: kind for name, hint in hints.items() if (kind := _kind(hint))}
 
     def type_kind(self, attribute: str) -> str | None:
-        """"dtype" or "elem_type" for an attribute that holds an element type, else None."""
+        """ "dtype" or "elem_type" for an attribute that holds an element type, else None."""
         kind = self.kinds.get(attribute)
         return kind if kind in ("dtype", "elem_type") else None
 

@@ -37,7 +37,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """"2:4" as a pattern.
+        """ "2:4" as a pattern.
 
         Raises:
             UsageError: not two whole numbers 0 < n < m.

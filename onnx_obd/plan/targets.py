@@ -65,7 +65,7 @@ def furthest(passes: Callable[[float], bool], low: float, high: float, resolutio
 
 
 def parse_size(text: str) -> int:
-    """"5MB" as bytes: B, kB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024).
+    """ "5MB" as bytes: B, kB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024).
 
     Raises:
         UsageError: not a positive size.

@@ -332,9 +332,7 @@ class Search:
         """The run with the model chosen; the frontier and a note go with it."""
         run = self.thinning.run_of(self.chosen.state)
         points = [replace(p.record, shipped=p is self.chosen) for p in self.points]
-        return replace(
-            run, notes=(*run.notes, self._note()), frontier=tuple(points), minutes_left=self._minutes_left()
-        )
+        return replace(run, notes=(*run.notes, self._note()), frontier=tuple(points), minutes_left=self._minutes_left())
 
     def _minutes_left(self) -> float:
         spent = BETWEEN_STEPS * self.options.recover_minutes - self.minutes

@@ -236,4 +236,3 @@ class Thinning:
         ]
         restore(run.mirror, present)
         return parts[0], parts[1]
-

@@ -122,9 +122,7 @@ def find_units(mirror: Mirror, inputs: Sequence[Any]) -> UnitMap:
         for atom in members if number not in reasons else ():
             nodes = tuple(makers.get(atom, ()))
             slices, elements = _slices(found, names, atom, (contents[i] for i in places[atom]))
-            units.append(
-                Unit(atom, called[atom], number, nodes, slices, elements, macs.get(atom, 0), atom in paired)
-            )
+            units.append(Unit(atom, called[atom], number, nodes, slices, elements, macs.get(atom, 0), atom in paired))
     total = sum(work for step in found.steps for work, _ in step.correspondence.work)
     elements = sum(math.prod(axis.length for axis in found.axes.get(value, ())) for value in found.stored)
     return UnitMap(tuple(units), _frozen(found, called, makers), total, elements, found)

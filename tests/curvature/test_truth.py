@@ -53,9 +53,7 @@ def test_random_estimators_have_the_exact_expectation(graph, estimator):
     exact = estimate_curvature("ggn_exact", found, found, names)
     h = estimate_curvature(estimator, found, found, names, num_probes=1500)
     for name in names:
-        torch.testing.assert_close(
-            h.diag[name], exact.diag[name], rtol=0.2, atol=0.05 * float(exact.diag[name].max())
-        )
+        torch.testing.assert_close(h.diag[name], exact.diag[name], rtol=0.2, atol=0.05 * float(exact.diag[name].max()))
 
 
 def test_hutchinson_finds_the_hessian_away_from_the_minimum():

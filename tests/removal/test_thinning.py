@@ -36,9 +36,7 @@ def test_at_full_size_and_smaller_it_is_the_same_network(tmp_path):
     expected = outputs(thinning.model(state.gone, state.weights))
     np.testing.assert_allclose(full_size(run, state), expected, rtol=1e-4, atol=1e-5)
     smaller = thinning.run_of(state)
-    quality = assess(
-        smaller.held_back, head_values(smaller.held_back), run.original_values, method="", sparsity=0.0
-    )
+    quality = assess(smaller.held_back, head_values(smaller.held_back), run.original_values, method="", sparsity=0.0)
     assert quality.loss == pytest.approx(state.quality.loss)
     np.testing.assert_allclose(full_size(run, thinning.whole), outputs(run.model.proto), rtol=1e-4, atol=1e-5)
 

@@ -89,7 +89,7 @@ def test_split_stays_equal() -> None:
 
 @pytest.mark.parametrize(
     "starts, ends, steps",
-    [([2], [7], [1]), ([-6], [-1], [1]), ([0], [2**62], [1]), ([-1], [-2**62], [-1]), ([7], [1], [-1])],
+    [([2], [7], [1]), ([-6], [-1], [1]), ([0], [2**62], [1]), ([-1], [-(2**62)], [-1]), ([7], [1], [-1])],
 )
 def test_slice(starts: list[int], ends: list[int], steps: list[int]) -> None:
     """Channels 2 to 6 of 9, the second to sixth last, all, all backwards, 7 to 2 backwards."""

@@ -193,8 +193,18 @@ def gemm_product(position, inputs, attributes) -> Product:
 
 
 @op(
-    "Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, sample_squares=_gemm_sample_squares, weights=(0, 1),
-    axes=gemm_axes, product=gemm_product,
+    "Gemm",
+    1,
+    6,
+    7,
+    9,
+    11,
+    13,
+    second=_gemm_second,
+    sample_squares=_gemm_sample_squares,
+    weights=(0, 1),
+    axes=gemm_axes,
+    product=gemm_product,
 )
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
@@ -252,8 +262,7 @@ def _einsum_axes(node: Node) -> str:
 
 
 def _einsum_product(position, inputs, attributes) -> Product | None:
-    """Labels of both operands are groups if the output keeps them, else summed over; the data's own are positions.
-    """
+    """Labels of both operands are groups if the output keeps them, else summed over; the data's own are positions."""
     terms, output = _einsum_terms(attributes["equation"])
     if len(inputs) != 2 or "..." in output or any(len(set(term)) < len(term) for term in (*terms, output)):
         return None

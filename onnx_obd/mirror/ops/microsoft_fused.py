@@ -129,9 +129,10 @@ def _fused_matmul_axes(node: Node) -> str | None:
 
 
 def _fused_matmul_product(position, inputs, attributes) -> Product | None:
-    alpha, turns = attributes.get("alpha", 1.0), [
-        (attributes.get(f"trans{side}", 0), attributes.get(f"transBatch{side}", 0)) for side in "AB"
-    ]
+    alpha, turns = (
+        attributes.get("alpha", 1.0),
+        [(attributes.get(f"trans{side}", 0), attributes.get(f"transBatch{side}", 0)) for side in "AB"],
+    )
     found = matrix_product(position, *(_turned(value, *turn) for value, turn in zip(inputs, turns, strict=True)))
     return found and replace(
         found,
@@ -166,9 +167,7 @@ def fused_matmul_activation(
     a, b, *, activation, activation_alpha=None, activation_axis=None, activation_beta=None, activation_gamma=None,
     alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0,
 ):  # fmt: skip
-    y = fused_matmul(
-        a, b, alpha=alpha, transA=transA, transB=transB, transBatchA=transBatchA, transBatchB=transBatchB
-    )
+    y = fused_matmul(a, b, alpha=alpha, transA=transA, transB=transB, transBatchA=transBatchA, transBatchB=transBatchB)
     return _activated(y, activation, [p for p in (activation_alpha, activation_beta) if p is not None])
 
 

@@ -142,7 +142,12 @@ def batch_axes(trained: bool) -> str:
 
 
 @op(
-    "BatchNormalization", 14, 15, second=_batch_second, sample_squares=_batch_sample_squares, constants=(3, 4),
+    "BatchNormalization",
+    14,
+    15,
+    second=_batch_second,
+    sample_squares=_batch_sample_squares,
+    constants=(3, 4),
     axes=lambda node: batch_axes(node.get("training_mode")),
 )
 def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0,
@@ -153,7 +158,14 @@ def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9
 
 
 @op(
-    "BatchNormalization", 1, 6, 7, 9, second=_batch_second, sample_squares=_batch_sample_squares, constants=(3, 4),
+    "BatchNormalization",
+    1,
+    6,
+    7,
+    9,
+    second=_batch_second,
+    sample_squares=_batch_sample_squares,
+    constants=(3, 4),
     axes=lambda node: batch_axes(len(node.outputs) > 1 and not node.get("is_test")),
 )
 def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0, momentum=0.9,
@@ -187,7 +199,9 @@ def instance_normalization(x, scale, bias, *, epsilon=1e-5):
 
 
 @op(
-    "GroupNormalization", 21, second=_group_second,
+    "GroupNormalization",
+    21,
+    second=_group_second,
     axes="n (num_groups _) _*, (num_groups _), (num_groups _) -> n (num_groups _) _*",
 )
 def group_normalization(x, scale, bias, *, epsilon=1e-5, num_groups, stash_type: DType = torch.float32):
@@ -195,7 +209,9 @@ def group_normalization(x, scale, bias, *, epsilon=1e-5, num_groups, stash_type:
 
 
 @op(
-    "GroupNormalization", 18, second=_group_second,
+    "GroupNormalization",
+    18,
+    second=_group_second,
     axes="n (num_groups _) _*, num_groups, num_groups -> n (num_groups _) _*",
 )
 def group_normalization_18(x, scale, bias, *, epsilon=1e-5, num_groups):

@@ -113,9 +113,7 @@ def average_pool(
     if has_kernel and _fits_torch(begin, end, kernel_shape) and max(spacing) == 1:
         pool = _AVERAGE_POOL[len(begin)]
         return pool(channels_last(x), kernel_shape, steps, begin, bool(ceil_mode), bool(count_include_pad))
-    inside, counts = _average_windows(
-        x, kernel_shape, auto_pad, ceil_mode, count_include_pad, dilations, pads, strides
-    )
+    inside, counts = _average_windows(x, kernel_shape, auto_pad, ceil_mode, count_include_pad, dilations, pads, strides)
     return inside.sum(tuple(range(x.dim(), inside.dim()))) / counts
 
 
@@ -177,8 +175,7 @@ def max_unpool(x, indices, output_shape: Ints | None = None, *, kernel_shape, pa
     """
     begin, end, strides, _ = geometry(x.shape[2:], kernel_shape, "NOTSET", pads, strides, None)
     size = [
-        (n - 1) * s + k - p - q
-        for n, k, p, q, s in zip(x.shape[2:], kernel_shape, begin, end, strides, strict=True)
+        (n - 1) * s + k - p - q for n, k, p, q, s in zip(x.shape[2:], kernel_shape, begin, end, strides, strict=True)
     ]
     images = x.new_zeros(x.shape[0] * x.shape[1] * math.prod(size)).scatter(0, indices.flatten(), x.flatten())
     images = images.view(*x.shape[:2], *size)

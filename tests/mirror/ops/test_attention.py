@@ -19,6 +19,7 @@ def attention(opset: int, *inputs, **attributes) -> Case:
 def qkv(heads=2, kv_heads=2, length=3, keys=5, size=4, value_size=3):
     return rand(2, heads, length, size), rand(2, kv_heads, keys, size), rand(2, kv_heads, keys, value_size)
 
+
 _QKV = qkv()
 _BAND = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], bool)
 _PADDED = run_onnxruntime(attention(23, *_QKV, np.concatenate((_BIAS[:, :4], np.full((3, 1), NO, np.float32)), 1)))
@@ -32,17 +33,23 @@ CASES = [
     attention(23, *qkv(), rand(2, 1, 3, 5), softcap=0.7),
     attention(23, *qkv(keys=3), None, rand(2, 2, 2, 4), rand(2, 2, 2, 3), is_causal=1, outputs=3),
     attention(23, rand(2, 3, 8), rand(2, 5, 4), rand(2, 5, 6), q_num_heads=4, kv_num_heads=2),
-    *(
-        attention(23, *qkv(), rand(3, 5), outputs=4, qk_matmul_output_mode=mode, softcap=0.9)
-        for mode in range(4)
-    ),
+    *(attention(23, *qkv(), rand(3, 5), outputs=4, qk_matmul_output_mode=mode, softcap=0.9) for mode in range(4)),
     # onnxruntime refuses a mask shorter than the keys, and has no sliding window: the same as explicit masks
     attention(24, *_QKV, _BIAS[:, :4], expected=_PADDED),
     attention(24, *qkv(), None, None, None, np.array([4, 2]), is_causal=1),
     attention(25, *_QKV, left_window_size=1, right_window_size=2, expected=_BANDED),
     case("RotaryEmbedding", 23, rand(2, 3, 4, 6), rand(7, 3), rand(7, 3), np.array([[0, 2, 4, 6], [1, 3, 0, 1]])),
-    case("RotaryEmbedding", 23, rand(2, 4, 12), rand(7, 2), rand(7, 2), np.array([[0, 2, 4, 6], [1, 3, 0, 1]]),
-         num_heads=2, rotary_embedding_dim=4, interleaved=1),
+    case(
+        "RotaryEmbedding",
+        23,
+        rand(2, 4, 12),
+        rand(7, 2),
+        rand(7, 2),
+        np.array([[0, 2, 4, 6], [1, 3, 0, 1]]),
+        num_heads=2,
+        rotary_embedding_dim=4,
+        interleaved=1,
+    ),
     case("RotaryEmbedding", 23, rand(2, 3, 4, 6), rand(2, 4, 3), rand(2, 4, 3)),
 ]
 

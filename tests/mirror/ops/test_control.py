@@ -79,7 +79,8 @@ CASES += [
 ]  # fmt: skip
 CASES += [
     case("Scan", opset, rand(3), rand(4, 3), body=CUMULATE, num_scan_inputs=1, outputs=2, exact_second=False)
-    for opset in (9, *VERSIONS) if opset != 13
+    for opset in (9, *VERSIONS)
+    if opset != 13
 ]
 
 

@@ -91,8 +91,21 @@ def lstm(*others, directions=1, scales=1, **attributes):
         values += [rand(*zeros.shape, low=0.005, high=0.01), zeros]
     others = (*others, *[None] * 4)[:4]
     weights = (1, 2, 8, 9, 10, 11)
-    return microsoft("DynamicQuantizeLSTM", 1, x, w, r, bias[:, :24], *others, *values, weights=weights, outputs=3,
-                     hidden_size=3, direction="bidirectional" if directions == 2 else "forward", **attributes)
+    return microsoft(
+        "DynamicQuantizeLSTM",
+        1,
+        x,
+        w,
+        r,
+        bias[:, :24],
+        *others,
+        *values,
+        weights=weights,
+        outputs=3,
+        hidden_size=3,
+        direction="bidirectional" if directions == 2 else "forward",
+        **attributes,
+    )
 
 
 IDS = RNG.integers(0, 3, (2, 4)).astype(np.int32)
