@@ -268,8 +268,8 @@ class FrontierPoint:
     """A model on the way to a faster one: how fast it is, measured, and how good on the held-back samples.
 
     ``units`` went from the original, ``parameters`` are left. ``speedup`` is original over this one at the batch,
-    number of threads and provider of the run. ``drop`` estimates the fall of the accuracy where there are no labels to
-    measure it (``calibration.expected_drop``). ``path``: where the model was kept.
+    number of threads and provider of the run. ``drop`` is what the accuracy has fallen by at most, estimated where
+    there are no labels to measure it (``calibration.expected_drop``). ``path``: where the model was kept.
     """
 
     units: int

@@ -1,9 +1,11 @@
-"""How far the accuracy has fallen, estimated without labels from how the outputs have moved."""
+"""How far the accuracy has fallen at most, estimated without labels from the classes that have changed."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -14,93 +16,95 @@ from onnx_obd.calibration.mixtures import mixtures
 from onnx_obd.calibration.quality import head_values, tell_apart
 from onnx_obd.mirror.mirror import Mirror
 
-MOST_ROWS = 512
-"""A segmentation has a class for every pixel: so many tell enough."""
+CONFIDENCE = 0.9
+"""Of the bound, one-sided: the search passes what happens to look good among many states."""
 
-TIMES = 4
-"""Mixtures for every held-back sample."""
+TIMES, SECONDS = 15, 2.0
+"""Mixtures for every held-back sample at most; of large networks fewer, one at least, so that they take so long."""
+
+MOST_ROWS = 64
+"""Of a sample: a segmentation has a class for every pixel."""
 
 SURE, UNSURE = 1e-4, 1e4
 """Temperatures in units of the spread of the logits, between which the right one is looked for."""
 
 
 class ExpectedDrop:
-    """The expected fall of the top-1 accuracy of a classifier, by ``drop_of_movements``.
+    """What the top-1 accuracy of a classifier has fallen by at most, by ``costs_of_changes`` and ``bounded_mean``.
 
-    The movements are those of held-back samples, to which nothing was fitted, or those of their mixtures, whichever
-    drop is larger: rare movements are seen there only. They are tried on all samples. Without mixtures (inputs that are
-    no floats) the temperature is 1 for logits, and every change of class costs 1 for other outputs.
+    Of held-back samples, to which nothing was fitted, and of mixtures of these: few samples see few changes of class,
+    and samples that the network was trained on fewer than others. Without mixtures (inputs that are no floats) the
+    temperature is 1 for logits, and every change of class costs 1 for other outputs.
 
     Attributes:
-        temperature: of ``drop_of_movements``; None without classes.
+        temperature: of the odds; None without classes.
 
     Args:
-        scoring, held_back: samples with the original's mirror, which holds the original weights.
+        held_back: samples with the original's mirror, which holds the original weights.
     """
 
-    def __init__(self, scoring: Calibration, held_back: Calibration, seed: int = 0):
-        objective = held_back.objective
-        self.head, self.temperature = objective.heads[0], None
+    def __init__(self, held_back: Calibration, seed: int = 0):
+        self.head, self.temperature = held_back.objective.heads[0], None
+        start = time.perf_counter()
+        unseen = head_values(held_back)
+        seconds = time.perf_counter() - start
         odds = isinstance(self.head, (SoftmaxHead, ProbabilityHead))
-        seen, unseen = head_values(scoring), head_values(held_back)
-        if not odds and (isinstance(self.head, SigmoidHead) or not tell_apart([batch[0] for batch in seen + unseen])):
+        if not odds and (isinstance(self.head, SigmoidHead) or not tell_apart([batch[0] for batch in unseen])):
             return
-        self._before, self._mixed = self._rows(unseen), None
-        everything = torch.cat([self._rows(seen), self._before])
-        self._ordered = _some(everything.sort(-1, descending=True).values)
+        self._held_back, self._before, self._mixed = held_back, self._rows(held_back, unseen), None
+        everything = torch.cat([rows.flatten(0, 1) for rows in self._before])
         self.temperature = 1.0 if odds else SURE * float(everything.std())
-        mixed = mixtures(held_back.samples, TIMES, seed)
+        mixed = mixtures(held_back.samples, max(1, min(TIMES, int(SECONDS / seconds))), seed)
         if mixed is not None:
-            calibration = Calibration(held_back.mirror, objective, mixed.samples, held_back.batch_size)
-            rows = self._rows(head_values(calibration))
-            self._mixed = calibration, rows
-            classes = self._before.argmax(-1).reshape(len(held_back.samples), -1)[torch.from_numpy(mixed.first)]
-            self.temperature = consistent_temperature(rows, classes.reshape(-1))
+            self._mixed = Calibration(held_back.mirror, held_back.objective, mixed.samples, held_back.batch_size)
+            rows = self._rows(self._mixed, head_values(self._mixed))
+            classes = torch.cat(self._before).argmax(-1)[torch.from_numpy(mixed.first)]
+            self.temperature = consistent_temperature(torch.cat(rows).flatten(0, 1), classes.flatten())
+            self._before += rows
 
     def of(self, mirror: Mirror, held_back: Sequence[Sequence[Tensor]]) -> float | None:
-        """The fall with the present weights of a mirror of other sizes, a fraction; None without classes.
+        """The bound with the present weights of a mirror of other sizes, a fraction; None without classes.
 
         Args:
             held_back: the heads of the held-back samples on that mirror, batch by batch.
         """
         if self.temperature is None:
             return None
-        drop = self._drop(self._before, held_back)
-        if self._mixed is None:
-            return drop
-        calibration, before = self._mixed
-        return max(drop, self._drop(before, head_values(calibration.on(mirror))))
+        after = self._rows(self._held_back, held_back)
+        if self._mixed is not None:
+            after += self._rows(self._mixed, head_values(self._mixed.on(mirror)))
+        pairs = zip(self._before, after, strict=True)
+        costs = torch.cat([costs_of_changes(*pair, self.temperature).mean(-1) for pair in pairs])
+        return bounded_mean(costs.reshape(-1, self._held_back.num_samples).mean(0))
 
-    def _drop(self, before: Tensor, values: Sequence[Sequence[Tensor]]) -> float:
-        moved = _some((self._rows(values) - before).gather(-1, before.argsort(-1, descending=True)))
-        return drop_of_movements(self._ordered, moved, self.temperature)
+    def _rows(self, calibration: Calibration, values: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """The logits of the first output, a batch each [samples, rows of each, classes], the rows evenly spread."""
+        found = []
+        for batch, value in zip(calibration.batches, values, strict=True):
+            rows = _logits(self.head, value[0])
+            rows = rows.reshape(batch.count, -1, rows.shape[-1])
+            found.append(rows[:, :: -(-rows.shape[1] // MOST_ROWS)].double())
+        return found
 
-    def _rows(self, values: Sequence[Sequence[Tensor]]) -> Tensor:
-        """The logits of the first output."""
-        return torch.cat([_logits(self.head, batch[0]) for batch in values]).double()
 
+def costs_of_changes(before: Tensor, after: Tensor, temperature: float) -> Tensor:
+    """What the accuracy is expected to lose where the class changes from a to b: p_a - p_b, p = softmax(before / T).
 
-def drop_of_movements(ordered: Tensor, moved: Tensor, temperature: float) -> float:
-    """The fall of the accuracy if every one of some movements may happen to every one of some samples.
-
-    A sample whose class changes from a to b costs tanh((z_a - z_b) / 2T), the difference of the odds p_a - p_b given
-    that one of the two is right: next to nothing if the original hardly preferred a, 1 if it was sure. Few samples see
-    few changes of class, so every movement that was seen is tried on every sample: with z_i sorted by size and
-    d_j = z'_j - z_j in the order of z_j,
-
-        drop = mean over i, j of tanh((z_i[0] - z_i[b]) / 2T),   b = argmax(z_i + d_j).
+    It is the fall of the probability to be right if the original's odds at T are; 0 where the class stays.
 
     Args:
-        ordered: logits z_i, [samples, classes], each row from the largest down.
-        moved: d_j, [movements, classes].
-        temperature: T, at which softmax(z / T) is as sure as it may be.
+        before, after: logits, [..., classes].
+        temperature: T, at which the original is as sure as it may be.
     """
-    total = 0.0
-    for d in moved:
-        chosen = (ordered + d).argmax(-1, keepdim=True)
-        preferred = ordered[:, :1] - ordered.gather(-1, chosen)
-        total += float(torch.tanh(preferred / (2 * temperature)).mean())
-    return total / len(moved)
+    p = (before / temperature).softmax(-1)
+    changed = after.argmax(-1, keepdim=True)
+    return (p.max(-1, keepdim=True).values - p.gather(-1, changed))[..., 0]
+
+
+def bounded_mean(values: Tensor) -> float:
+    """The mean of independent values [N], and as many standard errors above it as ``CONFIDENCE`` asks for."""
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(values.mean()) + NormalDist().inv_cdf(CONFIDENCE) * error
 
 
 def consistent_temperature(rows: Tensor, classes: Tensor) -> float:
@@ -127,11 +131,6 @@ def consistent_temperature(rows: Tensor, classes: Tensor) -> float:
         found = ((rows / math.exp(middle)).softmax(-1) * rows).sum(-1).mean()
         low, high = (middle, high) if found > wanted else (low, middle)
     return math.exp((low + high) / 2)
-
-
-def _some(rows: Tensor) -> Tensor:
-    """At most ``MOST_ROWS``, evenly spread."""
-    return rows[:: -(-len(rows) // MOST_ROWS)]
 
 
 def _logits(head: Head, value: Tensor) -> Tensor:

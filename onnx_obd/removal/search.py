@@ -13,7 +13,8 @@ from onnx_obd.errors import UsageError
 from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes
 from onnx_obd.records import FrontierPoint, Interval, Latency
-from onnx_obd.removal.thinning import HELPED, Gone, Thinned, Thinning
+from onnx_obd.removal.minutes import PORTION, Minutes
+from onnx_obd.removal.thinning import HELPED, REFIT_SECONDS, Gone, Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import TimeOfSizes, liked_multiple
 from onnx_obd.run import Run
 from onnx_obd.runtime.latency import measure_latency
@@ -42,11 +43,6 @@ CLOCK_SECONDS = 1.0
 SURE_SECONDS = 4.0
 """For that of a step that seems to reach the speed: other work on the machine can make one second lie."""
 
-BETWEEN_STEPS = 0.8
-"""Share of the recovery's time that is spent during the search; the rest is for the model chosen."""
-
-PORTION = 0.1
-"""Of that, the most that one training takes, if how many there will be is not known."""
 
 HOPELESS = 5.0
 """Times the drop allowed: from there no training leads back, and none is tried."""
@@ -104,9 +100,9 @@ class Search:
 
     def __init__(self, run: Run):
         self.run, self.options = run, run.options
-        self.thinning = Thinning(run)
+        self.minutes = Minutes(self.options.recover_minutes, everything=self.options.goal is not None)
+        self.thinning = Thinning(run, min(REFIT_SECONDS, self.minutes.seconds_of_a_refit))
         self.times = TimeOfSizes(self.thinning)
-        self.minutes = BETWEEN_STEPS * self.options.recover_minutes
         self.points: list[Point] = []
         self.chosen: Point | None = None
         self.missed, self.target = "", math.inf
@@ -161,12 +157,15 @@ class Search:
     def walk(self) -> None:
         """Step by step to the speed asked for, or as far as the samples allow."""
         here = self._timed(self.thinning.whole)
-        target, step, stalled = self._target(here), STEP, 0
+        target, step, stalled = self._target(here), 0.0, 0
         self.target = target
         self.chosen, why = here, "nothing that could still go saves time"
         while self.chosen.speed < target:
+            if self.minutes.over and self.minutes.everything:
+                why = "the minutes were over"
+                break
             offers = self._offers(here)
-            going, step = self._going(here, offers, step, target)
+            going, step = self._going(here, offers, step or self.minutes.step(STEP, target), target)
             if not going:
                 if (better := self._better(here)) is None:
                     break
@@ -177,7 +176,7 @@ class Search:
             if objection := self._objection(there.state):
                 why, step = objection, math.sqrt(step)
                 continue
-            here = there
+            here, step = there, 0.0 if step >= STEP else step
             self._tried.clear()
             if there.speed >= LEAST_GAIN * self.chosen.speed:
                 self.chosen, stalled = there, 0
@@ -194,14 +193,16 @@ class Search:
 
     def _offers(self, here: Point) -> Offers:
         """What the families have to give from a point; known from the last time if it is the same."""
-        if self._known is None or self._known.here is not here:
+        if self._known is not None and self._known.here is here:
+            return self._known
+        with self.minutes.measured("offers"):
             with self.run.progress.stage(f"removing units: {here.speed:.2f}x, what the rest is worth") as report:
                 losses = self.thinning.losses(here.state, report)
             with self.run.progress.stage(f"removing units: {here.speed:.2f}x, timing sizes") as report:
                 microseconds, gains = self.times.gains(here.state.gone, report)
             ascending = self._ascending(here.state, losses)
             offers = {f: Offer([losses[unit] for unit in units], gains[f]) for f, units in ascending.items()}
-            self._known = Offers(here, microseconds, ascending, offers)
+        self._known = Offers(here, microseconds, ascending, offers)
         return self._known
 
     def _going(self, here: Point, offers: Offers, step: float, target: float) -> tuple[list[int], float]:
@@ -223,13 +224,16 @@ class Search:
 
     def _stepped(self, here: Point, going: list[int], target: float) -> Point:
         """A point further: refitted, trained and timed."""
-        with self.run.progress.stage(f"removing units: {here.speed:.2f}x, {len(going)} fewer") as report:
+        with (
+            self.run.progress.stage(f"removing units: {here.speed:.2f}x, {len(going)} fewer") as report,
+            self.minutes.measured("refit"),
+        ):
             state = self.thinning.without(here.state, going, report)
         return self._timed(self._trained(state, target))
 
     def _better(self, here: Point) -> Point | None:
         """Where no step is left: the same units, trained by a portion; None if that is not worth it."""
-        if not self.options.goal or self.minutes <= 0 or not here.state.gone:
+        if not self.options.goal or self.minutes.over or not here.state.gone:
             return None
         state = self._trained_by(here.state, PORTION)
         if state.quality.loss >= HELPED * here.state.quality.loss:
@@ -238,10 +242,9 @@ class Search:
         return self._timed(state)
 
     def _trained_by(self, state: Thinned, share: float) -> Thinned:
-        """Trained by a share of the time for steps, or by what is left of it."""
-        portion = min(self.minutes, share * BETWEEN_STEPS * self.options.recover_minutes)
-        self.minutes -= portion
-        return self.thinning.trained(state, portion)
+        """Trained by a share of the time, or by what is left of it."""
+        with self.minutes.training(share) as minutes:
+            return self.thinning.trained(state, minutes)
 
     def _trained(self, state: Thinned, target: float) -> Thinned:
         """Trained by a portion of the time there is; under a goal as many as are needed to meet it, while they help."""
@@ -250,8 +253,8 @@ class Search:
             state = self.thinning.trained(state, None, options.retrain_epochs)
         if not options.goal:
             share = 1 / math.ceil(math.log(target) / math.log(STEP))
-            return self._trained_by(state, share) if self.minutes > 0 else state
-        while self.minutes > 0 and self._objection(state) and not self._hopeless(state):
+            return self._trained_by(state, share) if not self.minutes.over else state
+        while not self.minutes.over and self._objection(state) and not self._hopeless(state):
             if state.quality.loss >= HELPED * before:
                 break
             rate, before = self.thinning.learning_rate, state.quality.loss
@@ -332,11 +335,8 @@ class Search:
         """The run with the model chosen; the frontier and a note go with it."""
         run = self.thinning.run_of(self.chosen.state)
         points = [replace(p.record, shipped=p is self.chosen) for p in self.points]
-        return replace(run, notes=(*run.notes, self._note()), frontier=tuple(points), minutes_left=self._minutes_left())
-
-    def _minutes_left(self) -> float:
-        spent = BETWEEN_STEPS * self.options.recover_minutes - self.minutes
-        return self.options.recover_minutes - spent
+        left = self.minutes.left_for_the_chosen
+        return replace(run, notes=(*run.notes, self._note()), frontier=tuple(points), minutes_left=left)
 
     def _note(self) -> str:
         record = self.chosen.record

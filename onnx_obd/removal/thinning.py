@@ -45,7 +45,7 @@ RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Of the refit of the consumers: of many survivors few samples determine little."""
 
 REFIT_SECONDS = 60.0
-"""A refit of the whole network takes about as long at most: of large networks fewer samples are used."""
+"""A refit of the whole network takes about as long at most by default: of large networks fewer samples are used."""
 
 BOTH_WAYS = 5
 """A sample by itself with its gradients takes about so many times as long as one in a batch without."""
@@ -71,7 +71,7 @@ Gone = frozenset[int]
 class Thinned:
     """The network without some units: their ids, all its weights at full size, and what is measured held back.
 
-    ``drop`` is the estimated fall of the accuracy, None for outputs that are no classes.
+    ``drop`` is what the accuracy has fallen by at most (``ExpectedDrop``), None for outputs that are no classes.
     """
 
     gone: Gone
@@ -88,8 +88,8 @@ class Thinning:
         ModelError: the model has no unit that can be removed.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, refit_seconds: float = REFIT_SECONDS):
+        self.run, self.refit_seconds = run, refit_seconds
         with run.progress.stage("looking for units"):
             first = feeds(run.mirror, run.scoring.samples.subset([0]), 1)[0][0]
             self.units = confirmed_units(run.mirror, first)
@@ -99,7 +99,7 @@ class Thinning:
         self.subnormal = sum(count_subnormals(run.model.proto).values())
         self.learning_rate = run.options.learning_rate or LEARNING_RATE
         self.judging = with_mixtures(run.acceptance, MIXTURES, run.options.seed)
-        self.expected_drop = ExpectedDrop(run.scoring, run.held_back, run.options.seed)
+        self.expected_drop = ExpectedDrop(run.held_back, run.options.seed)
         self.whole = self._told(frozenset(), run.mirror, False)
 
     def left(self, gone: Gone) -> dict[int, list[Unit]]:
@@ -222,7 +222,7 @@ class Thinning:
         """To fit on and to accept by: as many samples as the time allows."""
         run = self.run
         nodes = max(1, len(run.operands[0]))
-        wanted = REFIT_SECONDS / (nodes * self._seconds_of_a_sample)  # sample runs for each node
+        wanted = self.refit_seconds / (nodes * self._seconds_of_a_sample)  # sample runs for each node
         for_all = len(RIDGES) * run.acceptance.num_samples + 2 * run.fitting.num_samples
         if wanted >= for_all:
             return run.fitting, run.acceptance

@@ -20,7 +20,7 @@ from onnx_obd.runtime.variants import time_variants
 SHARES = (0.75, 0.5, 0.875, 0.25, 0.9375)
 """Of a family, how much is kept in the trials; with many families only the first of these."""
 
-SECONDS_EACH = 0.12
+SECONDS_EACH = 0.06
 """For the timing of one variant."""
 
 MOST_VARIANTS = 64

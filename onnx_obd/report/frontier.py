@@ -8,7 +8,7 @@ from onnx_obd.records import FrontierPoint, Report
 from onnx_obd.report.quantities import MISSING, count, median, milliseconds, percent, significant, span
 from onnx_obd.report.svg import WIDTH, Drawing, Scale
 
-TITLES = ("units removed", "parameters", "latency", "times faster", "loss", "agreement", "accuracy", "estimated drop")
+TITLES = ("units removed", "parameters", "latency", "times faster", "loss", "agreement", "accuracy", "drop at most")
 
 HEIGHT, BOTTOM = 340, 40
 
@@ -35,7 +35,7 @@ def frontier_note(report: Report) -> str:
     trained = " Those marked with * were trained." if any(point.trained for point in report.frontier) else ""
     estimated = (
         "" if all(point.accuracy is not None or point.drop is None for point in report.frontier)
-        else " The drop of the accuracy is estimated: there are no labels to measure it with."
+        else " Without labels, what the accuracy drops by at most is estimated, at 90 % confidence."
     )  # fmt: skip
     samples = f"On {report.num_held_back} held-back samples"
     return f"{samples}; each timed for a second beside the original.{estimated}{trained}"

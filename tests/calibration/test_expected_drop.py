@@ -1,4 +1,4 @@
-"""The estimated drop against the drop that drawn labels measure; the temperature against its likelihood."""
+"""The estimated drop against the drop that drawn labels measure, its bound, and the temperature's likelihood."""
 
 import copy
 import math
@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from onnx_obd.calibration.expected_drop import ExpectedDrop, consistent_temperature, drop_of_movements
+from onnx_obd.calibration import expected_drop as module
+from onnx_obd.calibration.expected_drop import (
+    ExpectedDrop,
+    bounded_mean,
+    consistent_temperature,
+    costs_of_changes,
+)
 from onnx_obd.calibration.quality import head_values
 from tests.curvature.networks import calibration, mlp
 
@@ -17,21 +23,30 @@ def logits(count, spread=2.0, seed=0):
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_it_is_about_the_drop_that_labels_drawn_from_the_original_show(noise, temperature):
-    """A change from a to b costs p_a - p_b; given that a or b is right, it is p_a + p_b times as rare."""
-    before = logits(400).sort(-1, descending=True).values
-    moved = noise * logits(400, 1.0, seed=1)
+def test_it_is_the_drop_that_labels_drawn_from_the_original_show(noise, temperature):
+    before = logits(4000)
+    after = before + noise * logits(4000, 1.0, seed=1)
     p = (before / temperature).softmax(-1)
-    true = float((p.max(-1).values - p.gather(-1, (before + moved).argmax(-1, keepdim=True))[:, 0]).mean())
-    assert true < drop_of_movements(before, moved, temperature) < 1.8 * true
+    labels = torch.multinomial(p, 50, replacement=True, generator=torch.Generator().manual_seed(3))
+    right = [float((z.argmax(-1, keepdim=True) == labels).double().mean()) for z in (before, after)]
+    costs = costs_of_changes(before, after, temperature)
+    assert float(costs.mean()) == pytest.approx(right[0] - right[1], abs=0.005)
+    assert (costs[before.argmax(-1) == after.argmax(-1)] == 0).all() and (costs >= 0).all()
 
 
-def test_one_pair_by_hand():
-    ordered = torch.tensor([[3.0, 1.0, 0.0], [2.0, 0.5, 0.0]])
-    moved = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
-    # The first movement lifts the second of three by 3: from 1 to 4 against 3, from 0.5 to 3.5 against 2.
-    expected = (math.tanh(2.0 / 3.0) + math.tanh(1.5 / 3.0)) / 4
-    assert drop_of_movements(ordered, moved, 1.5) == pytest.approx(expected)
+def test_one_change_by_hand():
+    before, after = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]]), torch.tensor([[3.0, 4.0, 0.0], [0.0, 2.0, 1.0]])
+    total = math.exp(3 / 1.5) + math.exp(1 / 1.5) + 1
+    expected = (math.exp(3 / 1.5) - math.exp(1 / 1.5)) / total
+    assert costs_of_changes(before, after, 1.5).tolist() == pytest.approx([expected, 0.0])
+
+
+def test_nine_of_ten_bounds_hold():
+    generator = torch.Generator().manual_seed(0)
+    draws = (torch.rand((2000, 64), generator=generator, dtype=torch.float64) < 0.3).double()
+    held = sum(bounded_mean(row) >= 0.3 for row in draws) / len(draws)
+    assert 0.87 < held < 0.94
+    assert bounded_mean(torch.zeros(5)) == 0 and bounded_mean(torch.tensor([0.2])) == pytest.approx(0.2)
 
 
 def test_the_temperature_is_the_likeliest():
@@ -65,7 +80,7 @@ def drop_on(drop, samples, mirror):
 def test_nothing_moved_nothing_dropped_and_more_is_more(kind):
     """Outputs that are no logits have a temperature too."""
     mirror, samples = network(kind)
-    drop = ExpectedDrop(samples, samples)
+    drop = ExpectedDrop(samples)
     assert drop_on(drop, samples, mirror) == 0
     found = [drop_on(drop, samples, moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
     assert 0 < found[0] < found[1] < found[2] <= 1
@@ -78,10 +93,17 @@ def test_the_scale_of_the_outputs_does_not_matter():
         with torch.no_grad():
             for name in ("w1", "b1"):
                 mirror.weights[name] *= scale
-        found.append(drop_on(ExpectedDrop(samples, samples), samples, moved(mirror, 0.3 * scale)))
+        found.append(drop_on(ExpectedDrop(samples), samples, moved(mirror, 0.3 * scale)))
     assert found[0] == pytest.approx(found[1], rel=1e-2) and found[0] > 0
 
 
 def test_what_chooses_no_class_has_no_drop():
     mirror, samples = network("squared", sizes=(6, 16, 2))
-    assert drop_on(ExpectedDrop(samples, samples), samples, mirror) is None
+    assert drop_on(ExpectedDrop(samples), samples, mirror) is None
+
+
+def test_slow_networks_get_fewer_mixtures(monkeypatch):
+    _, samples = network()
+    assert ExpectedDrop(samples)._mixed.num_samples == module.TIMES * samples.num_samples
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    assert ExpectedDrop(samples)._mixed.num_samples == samples.num_samples

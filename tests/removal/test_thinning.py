@@ -51,11 +51,10 @@ def test_what_reads_the_removed_takes_over(tmp_path):
     assert losses[True] < 0.05 * losses[False]
 
 
-def test_a_refit_of_a_large_network_uses_fewer_samples(tmp_path, monkeypatch):
+def test_a_refit_of_a_large_network_uses_fewer_samples(tmp_path):
     run = prepared(tmp_path)
     assert [part.num_samples for part in Thinning(run)._refit_samples] == [45, 15]
-    monkeypatch.setattr(module, "REFIT_SECONDS", 0.0)
-    thinning = Thinning(run)
+    thinning = Thinning(run, refit_seconds=0.0)
     run.mirror.weights["w1"].data.mul_(2.0)
     parts = thinning._refit_samples
     assert [part.num_samples for part in parts] == [module.FEWEST] * 2
