@@ -250,28 +250,40 @@ class Training:
             return math.inf
 
     def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The samples with parts of others, and what the teacher makes of them: few samples become many.
+        """The samples with parts of two others, and what the teacher makes of them: few samples become many.
 
-        One of the two, at random: x (1 - t) + x' t (mixup, Zhang et al. 2018, with the teacher in place of labels), or
-        x with a share t of its elements from x'; t is uniform in [0, 1/2].
+        First elements of x' take the places of x's, with a share t: each by itself, or a run of them (of a picture: a
+        band; CutMix, Yun et al. 2019). Then x (1 - t) + x'' t (mixup, Zhang et al. 2018). The teacher stands in for the
+        labels of both. t is uniform in [0, 1/2], each time and for each sample anew.
         """
-        other = self.train.batches[int(torch.randint(len(self.train.batches), (), generator=generator))]
-        if any(a.shape != b.shape for a, b in zip(batch.inputs, other.inputs, strict=True)):
+        others = [self._others(batch, generator) for _ in range(2)]
+        if None in others:
             return batch
-        share = 0.5 * float(torch.rand((), generator=generator))
-        blended = bool(torch.randint(2, (), generator=generator))
-        order = torch.randperm(batch.count, generator=generator)
+        runs = bool(torch.randint(2, (), generator=generator))
 
-        def mixed(x: Tensor, other_x: Tensor) -> Tensor:
-            other_x = other_x[order] if len(other_x) == batch.count else other_x
-            if blended:
-                return torch.lerp(x, other_x, share)
-            return torch.where((torch.rand(x.shape, generator=generator) < share).to(x.device), other_x, x)
+        def share(x: Tensor) -> Tensor:
+            return 0.5 * torch.rand((len(x), *[1] * (x.dim() - 1)), generator=generator)
 
-        inputs = tuple(mixed(x, other_x) for x, other_x in zip(batch.inputs, other.inputs, strict=True))
+        def mixed(x: Tensor, second: Tensor, third: Tensor) -> Tensor:
+            places = torch.rand(x.shape, generator=generator)
+            if runs:
+                starts, count = places.reshape(len(x), -1)[:, :1], places[0].numel()
+                places = ((torch.arange(count) / count - starts) % 1.0).reshape(x.shape)
+            x = torch.where((places < share(x)).to(x.device), second, x)
+            return torch.lerp(x, third, share(x).to(x))
+
+        inputs = tuple(itertools.starmap(mixed, zip(batch.inputs, *others, strict=True)))
         with torch.no_grad():
             values = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
         return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(values, None)))
+
+    def _others(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...] | None:
+        """The inputs of a batch drawn at random, in random order if it is as large; None if the shapes are others."""
+        other = self.train.batches[int(torch.randint(len(self.train.batches), (), generator=generator))]
+        if any(a.shape != b.shape for a, b in zip(batch.inputs, other.inputs, strict=True)):
+            return None
+        order = torch.randperm(batch.count, generator=generator)
+        return tuple(x[order] if len(x) == batch.count else x for x in other.inputs)
 
     def _loss(self, batch: Batch, matching: bool) -> Tensor:
         """The mean loss of one batch: of the nodes' outputs while these are matched, of the objective from then on."""

@@ -43,7 +43,6 @@ CLOCK_SECONDS = 1.0
 SURE_SECONDS = 4.0
 """For that of a step that seems to reach the speed: other work on the machine can make one second lie."""
 
-
 HOPELESS = 5.0
 """Times the drop allowed: from there no training leads back, and none is tried."""
 
@@ -257,11 +256,18 @@ class Search:
         while not self.minutes.over and self._objection(state) and not self._hopeless(state):
             if state.quality.loss >= HELPED * before:
                 break
-            rate, before = self.thinning.learning_rate, state.quality.loss
+            rate, before, drop = self.thinning.learning_rate, state.quality.loss, state.drop
             state = self._trained_by(state, PORTION)
             if self.thinning.learning_rate < rate:  # it was too high to help
                 before = math.inf
+            elif self._too_slow(drop, state.drop):
+                break
         return state
+
+    def _too_slow(self, before: float | None, now: float | None) -> bool:
+        """Would another training that lowers the drop by as much as the last one leave too much of it?"""
+        allowed = self.options.goal.max_drop
+        return allowed is not None and now is not None and now - allowed > max(0.0, before - now)
 
     def _hopeless(self, state: Thinned) -> bool:
         allowed = self.options.goal.max_drop

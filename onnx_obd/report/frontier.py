@@ -35,7 +35,7 @@ def frontier_note(report: Report) -> str:
     trained = " Those marked with * were trained." if any(point.trained for point in report.frontier) else ""
     estimated = (
         "" if all(point.accuracy is not None or point.drop is None for point in report.frontier)
-        else " Without labels, what the accuracy drops by at most is estimated, at 90 % confidence."
+        else " Without labels, what the accuracy drops by at most is estimated, one standard error included."
     )  # fmt: skip
     samples = f"On {report.num_held_back} held-back samples"
     return f"{samples}; each timed for a second beside the original.{estimated}{trained}"
