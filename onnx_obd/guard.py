@@ -17,6 +17,9 @@ from onnx_obd.errors import NumericalError
 from onnx_obd.records import Plan, Saliency
 from onnx_obd.surgery.mask import apply_masks, restore
 
+MOST = 8
+"""Tensors that are tried, those that lose the largest share: what is about to be emptied is among them."""
+
 SPARED = 1e12
 """Scores of a spared tensor are multiplied by this: it goes last, in its own order."""
 
@@ -38,9 +41,9 @@ def guarded(
 ) -> Saliency:
     """The scores with those tensors spared whose part of a plan does more damage than all the rest of it.
 
-    Of the tensors that lose a larger share of their weights than the average, the one that loses most first, each is
-    spared if so many deletions elsewhere raise the loss by less than half as much. It is a guard, not an optimiser:
-    sparing whatever lowers the loss of a round was measured to make the end no better.
+    Of the tensors that lose a larger share of their weights than the average, ``MOST`` at most, the one that loses most
+    first, each is spared if so many deletions elsewhere raise the loss by less than half as much. It is a guard, not an
+    optimiser: sparing whatever lowers the loss of a round was measured to make the end no better.
 
     Args:
         measured: samples by which each is judged, with the mirror's present weights.
@@ -49,7 +52,7 @@ def guarded(
     """
     found, plan = saliency, plan_of(saliency)
     now, least, unguarded = measured.loss(), loss_after(measured, plan.keep), plan.keep
-    for name in _at_risk(measured, plan):
+    for name in _at_risk(measured, plan)[:MOST]:
         trial = replace(found, scores={**found.scores, name: SPARED * found.scores[name]})
         loss = loss_after(measured, plan_of(trial).keep)
         if loss - now < 0.5 * (least - now):
