@@ -43,88 +43,119 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
 
-def prune_by(run: Run, method: str, sparsity: float, rounds: int, *, repaired: bool = False) -> Candidate:
+def prune_by(
+    run: Run, method: str, sparsity: float, rounds: int, *, repaired: bool = False, foretold: bool = True
+) -> Candidate:
     """Delete weights by a criterion in rounds, its curvature re-estimated before each.
 
     The mirror starts from the original weights and is left with the result.
 
     Args:
         repaired: refit what survives after every round, so that the next one ranks the weights as they will be.
+        foretold: of every round also say what its derivatives predict, which takes as long as estimating them does.
     """
     start = time.perf_counter()
-    options = run.options
+    options, name = run.options, f"{method}{REPAIRED}" if repaired else method
     restore(run.mirror, run.original)
-    keep = original_masks(run)
-    # What may return gets rounds at the final sparsity in which to do so.
-    steps = (rounds + 1) // 2 if options.variant == "regrow" else rounds
-    schedule = planned_rounds(run, sparsity, steps, keep)
-    values = snapshot(run.mirror)  # of deleted weights: what they were before
-    history: list[Round] = []
-    plan, notes, loss, done, number = Plan(keep, None), (), losses(run), 0.0, 0
-    while done < rounds:
-        began, number, upto = time.perf_counter(), number + 1, min(done + 1, rounds)
-        if options.variant == "regrow":
-            keep = original_masks(run)
-        ranked = values if options.variant == "regrow" else run.mirror.weights
-        saliency = rank(run, method, number, max(number, rounds), ranked, partial(_plan, schedule, upto, keep))
-        if options.variant == "regrow":
-            restore(run.mirror, values)
+    deletion = _Deletion(run, method, sparsity, rounds, foretold or options.trust != "note")
+    notes: tuple[str, ...] = ()
+    while deletion.done < rounds:
         before = snapshot(run.mirror)
-        delete = partial(_delete, run, method, schedule, saliency, keep, before, history, loss)
-        attempt, found = delete(upto)
-        if found.went_too_far and options.trust == "refine":
+        too_far = deletion.next_round()
+        if too_far is not None:
             restore(run.mirror, before)
-            upto = done + 0.5
-            attempt, found = delete(upto)
-        if found.went_too_far and options.trust == "stop" and history:
-            restore(run.mirror, before)
-            notes = (*notes, _stopped(plan, found))
+            notes = (*notes, _stopped(deletion.plan, too_far))
             if repaired:
-                notes += refit_survivors(run, keep, f"{method}{REPAIRED}")
+                notes += refit_survivors(run, deletion.keep, name)
             break
-        plan, done, keep = attempt, upto, dict(attempt.keep)
-        history.append(replace(found, seconds=time.perf_counter() - began))
-        loss = (loss[0] + found.measured_scoring, found.loss_held_back)
-        if repaired and done > rounds // 2:  # measured: repairing the first half too changes nothing
-            notes = refit_survivors(run, keep, f"{method}{REPAIRED}")
-            loss = losses(run)
-        if done < rounds and options.retrain_epochs:
+        if repaired and deletion.done > rounds // 2:  # measured: repairing the first half too changes nothing
+            notes = refit_survivors(run, deletion.keep, name)
+            deletion.changed()
+        if deletion.done < rounds and options.retrain_epochs:
             if options.variant == "decay":
                 restore(run.mirror, before)
-            _retrain(run, keep, f"{method}: training")
-            loss = losses(run)
-        present = snapshot(run.mirror)
-        values = {name: torch.where(keep[name], w, values[name]) if name in keep else w for name, w in present.items()}
-    found = candidate(run, f"{method}{REPAIRED}" if repaired else method, plan, history, start)
+            _retrain(run, deletion.keep, f"{method}: training")
+            deletion.changed()
+    found = candidate(run, name, deletion.plan, deletion.history, start)
     return replace(found, notes=notes)
 
 
-def _delete(
-    run: Run,
-    method: str,
-    schedule: Rounds,
-    saliency: Saliency,
-    keep: Mapping[str, Tensor],
-    before: Mapping[str, Tensor],
-    history: Sequence[Round],
-    loss: tuple[float, float],
-    upto: float,
-) -> tuple[Plan, Round]:
-    """Carry out the plan of a round, and what it was predicted to do and did.
+class _Deletion:
+    """Weights deleted by a criterion, as far as it has come; the run's mirror is where it stands.
 
-    ``before`` are the weights that the mirror has, ``loss`` is theirs.
+    Attributes:
+        done: rounds, in halves where a round was found to go too far.
+        plan, keep: what has been deleted, as it was planned and as masks.
+        values: of the weights, before they were deleted.
+        history: the rounds.
+        loss: on the scoring and on the held-back samples.
     """
-    began = time.perf_counter()
-    plan = schedule.plan(upto, saliency, keep)
-    apply_masks(run.mirror, plan.keep)
-    if "h_of_surgeon" in find_criterion(criteria_of(method)[0]).needs:
-        _make_up(run, before)
-    predicted = predicted_jointly(run, history, plan.keep)
-    if predicted and not history:
-        predicted["predicted_together"] = predicted["predicted_jointly"]
-    else:
-        predicted |= predicted_together(run, before, plan.keep)
-    return plan, replace(measured_round(plan, loss, losses(run), began), **predicted)
+
+    def __init__(self, run: Run, method: str, sparsity: float, rounds: int, foretold: bool):
+        self.run, self.method, self.rounds, self.foretold = run, method, rounds, foretold
+        self.regrows = run.options.variant == "regrow"
+        self.keep = original_masks(run)
+        # What may return gets rounds at the final sparsity in which to do so.
+        self.schedule = planned_rounds(run, sparsity, (rounds + 1) // 2 if self.regrows else rounds, self.keep)
+        self.plan, self.values, self.loss = Plan(self.keep, None), snapshot(run.mirror), losses(run)
+        self.history: list[Round] = []
+        self.done, self.number = 0.0, 0
+
+    def next_round(self) -> Round | None:
+        """Rank and delete; only if going on as planned is not to be trusted and the run shall then stop, what it did.
+
+        The mirror then has to be restored.
+        """
+        run, trust, began = self.run, self.run.options.trust, time.perf_counter()
+        upto, self.number = min(self.done + 1, self.rounds), self.number + 1
+        keep = original_masks(run) if self.regrows else self.keep
+        ranked = self.values if self.regrows else run.mirror.weights
+        plan_of = partial(_plan, self.schedule, upto, keep)
+        saliency = rank(run, self.method, self.number, max(self.number, self.rounds), ranked, plan_of)
+        if self.regrows:
+            restore(run.mirror, self.values)
+        before = snapshot(run.mirror)
+        plan, found = self._delete(saliency, keep, before, upto)
+        if found.went_too_far and trust == "refine":
+            restore(run.mirror, before)
+            upto = self.done + 0.5
+            plan, found = self._delete(saliency, keep, before, upto)
+        if found.went_too_far and trust == "stop" and self.history:
+            return found
+        self.plan, self.keep, self.done = plan, dict(plan.keep), upto
+        self.history.append(replace(found, seconds=time.perf_counter() - began))
+        self.loss = (self.loss[0] + found.measured_scoring, found.loss_held_back)
+        self._remember()
+        return None
+
+    def changed(self) -> None:
+        """Told that the survivors have been refitted or trained."""
+        self.loss = losses(self.run)
+        self._remember()
+
+    def _remember(self) -> None:
+        for name, weight in snapshot(self.run.mirror).items():
+            kept = self.keep.get(name)
+            self.values[name] = weight if kept is None else torch.where(kept, weight, self.values[name])
+
+    def _delete(
+        self, saliency: Saliency, keep: Mapping[str, Tensor], before: Mapping[str, Tensor], upto: float
+    ) -> tuple[Plan, Round]:
+        """Carry out a plan; and what it was predicted to do to the weights ``before``, and did."""
+        run, began = self.run, time.perf_counter()
+        plan = self.schedule.plan(upto, saliency, keep)
+        apply_masks(run.mirror, plan.keep)
+        if "h_of_surgeon" in find_criterion(criteria_of(self.method)[0]).needs:
+            _make_up(run, before)
+        found = measured_round(plan, self.loss, losses(run), began)
+        if not self.foretold:
+            return plan, found
+        predicted = predicted_jointly(run, self.history, plan.keep)
+        if predicted and not self.history:
+            predicted["predicted_together"] = predicted["predicted_jointly"]
+        else:
+            predicted |= predicted_together(run, before, plan.keep)
+        return plan, replace(found, **predicted)
 
 
 def _stopped(plan: Plan, further: Round) -> str:
@@ -187,21 +218,26 @@ def _make_up(run: Run, before: Mapping[str, Tensor]) -> None:
 
 
 def _curvature(run: Run, number: int, report: Callable[[int, int], None]) -> Curvature:
-    """That of this round; the first one may come from a file, or be saved to one."""
+    """That of this round; of the first one, which is that of the original, it is kept, and may come from a file."""
+    if number == 1 and run.first_curvature is not None:
+        return run.first_curvature
     options = run.options
     if number == 1 and options.curvature_from:
-        return load_curvature(options.curvature_from, curvature_key(run), {n: run.original[n] for n in run.prunable})
-    found = estimate_curvature(
-        options.curvature,
-        run.scoring,
-        run.probed,
-        run.prunable,
-        num_probes=options.num_probes,
-        seed=options.seed + number,
-        progress=report,
-    )
-    if number == 1 and options.save_curvature:
-        save_curvature(found, options.save_curvature, curvature_key(run))
+        found = load_curvature(options.curvature_from, curvature_key(run), {n: run.original[n] for n in run.prunable})
+    else:
+        found = estimate_curvature(
+            options.curvature,
+            run.scoring,
+            run.probed,
+            run.prunable,
+            num_probes=options.num_probes,
+            seed=options.seed + number,
+            progress=report,
+        )
+    if number == 1:
+        run.first_curvature = found
+        if options.save_curvature:
+            save_curvature(found, options.save_curvature, curvature_key(run))
     return found
 
 

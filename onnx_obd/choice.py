@@ -37,9 +37,10 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
     candidates = [first]
     if options.method in RIVALS:
         rival = RIVALS[options.method]
-        candidates.append(prune_by(run, rival, first.plan.sparsity, options.rounds, repaired=options.repair))
+        other = prune_by(run, rival, first.plan.sparsity, options.rounds, repaired=options.repair, foretold=False)
+        candidates.append(other)
     if options.method != CONTROL or options.repair:
-        control = prune_by(run, CONTROL, first.plan.sparsity, 1)
+        control = prune_by(run, CONTROL, first.plan.sparsity, 1, foretold=False)
         candidates.append(control)
         if options.method != CONTROL and options.repair:
             candidates.append(repair(run, control))

@@ -77,7 +77,7 @@ _prune_options = [
     click.option("--labels", type=click.Path(path_type=Path), help="Labels, if they are not with the data."),
     click.option("--method", default="auto", show_default=True, help="Criterion, or auto: the best of several."),
     click.option("--curvature", default="lecun_scaled", show_default=True, help="Estimator of second derivatives."),
-    click.option("--rounds", type=int, default=12, show_default=True, help="Delete in so many steps."),
+    click.option("--rounds", type=int, help="Delete in so many steps; 12 by default, fewer where one takes long."),
     click.option("--objective", default="auto", show_default=True, help="auto, kl, squared, ..., module:function."),
     click.option("--temperature", type=float, help="Softens the outputs; by default their spread, 1 with labels."),
     click.option("--include", multiple=True, callback=_patterns, help="Only weights whose name matches (*, ?, [..])."),

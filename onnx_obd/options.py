@@ -28,7 +28,8 @@ class Options:
         method: criterion to rank by, or "auto": in every round the reading of the curvature after whose deletion the
             measured loss is lowest, and beside it ``obs``. The magnitude control is always measured too.
         curvature: estimator of the second derivatives.
-        rounds: deletions in steps, the curvature re-estimated before each.
+        rounds: deletions in steps, the curvature re-estimated before each; if None 12, or down to 3 where a run of all
+            samples takes long.
         num_probes: random output vectors per sample for the estimated scale.
         probe_samples: samples that get them.
         objective: "auto", "kl", "squared", "labels", "divergence", or "module:function".
@@ -75,7 +76,7 @@ class Options:
     sparsity: float | None = None
     method: str = "auto"
     curvature: str = "lecun_scaled"
-    rounds: int = 12
+    rounds: int | None = None
     num_probes: int = 1
     probe_samples: int = 16
     save_curvature: str | None = None
@@ -120,7 +121,7 @@ class Options:
         rules = (
             (0 <= self.sparsity < 1, f"sparsity must be in [0, 1), not {self.sparsity:g}"),
             (0 < self.held_back < 1, f"held-back fraction must be in (0, 1), not {self.held_back:g}"),
-            (self.rounds >= 1, f"rounds must be at least 1, not {self.rounds}"),
+            (self.rounds is None or self.rounds >= 1, f"rounds must be at least 1, not {self.rounds}"),
             (self.num_probes >= 1, f"probes must be at least 1, not {self.num_probes}"),
             (self.probe_samples >= 1, f"probe samples must be at least 1, not {self.probe_samples}"),
             (self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}"),
@@ -140,7 +141,7 @@ class Options:
             (self.variant in VARIANTS, f"variant is {', '.join(VARIANTS)}, not {self.variant}"),
             (self.trust in TRUST, f"trust is {', '.join(TRUST)}, not {self.trust}"),
             (self.variant != "decay" or self.retrain_epochs, "decay happens during training: give --retrain-epochs"),
-            (self.variant != "regrow" or self.rounds > 1, "weights return in later rounds: give --rounds"),
+            (self.variant != "regrow" or self.rounds != 1, "weights return in later rounds: give --rounds"),
             (not self.checkpoint or self.recovers, "a checkpoint is of the recovery: give --recover-minutes"),
             (not self.resume or self.checkpoint, "--resume needs the file of --checkpoint"),
             (self.learning_rate is None or self.learning_rate > 0, f"no learning rate: {self.learning_rate}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
-from onnx_obd.calibration.memory import fitting_batch_size
+from onnx_obd.calibration.memory import fitting_batch_size, sample_bytes
 from onnx_obd.calibration.objective import Objective, choose_objective
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.calibration.samples import Samples
@@ -22,9 +22,10 @@ from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import Model
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.options import Options
+from onnx_obd.plan.rounds import default_rounds
 from onnx_obd.plan.selection import select_weights
 from onnx_obd.progress import Progress
-from onnx_obd.records import FrontierPoint, Quality, WeightSummary
+from onnx_obd.records import Curvature, FrontierPoint, Quality, WeightSummary
 from onnx_obd.runtime.verify import compare_with_onnxruntime
 from onnx_obd.saliency import criteria_of
 from onnx_obd.surgery.mask import snapshot
@@ -43,7 +44,8 @@ class Run:
 
     The mirror holds the original weights until a stage changes them; ``original`` is a copy. ``fitting`` and
     ``acceptance`` are the two parts of ``scoring`` that a refit is fitted on and judged by. ``minutes_left`` of the
-    recovery are for the final training, if the search for units has spent some (None: all).
+    recovery are for the final training, if the search for units has spent some (None: all). ``first_curvature`` is that
+    of the original weights, once it has been estimated.
     """
 
     model: Model
@@ -66,6 +68,7 @@ class Run:
     notes: tuple[str, ...] = ()
     frontier: tuple[FrontierPoint, ...] = ()
     minutes_left: float | None = None
+    first_curvature: Curvature | None = None
 
     @property
     def origin(self) -> Run:
@@ -120,6 +123,8 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     with progress.stage("comparing with onnxruntime"):
         some = scoring_samples.subset(range(min(COMPARED_SAMPLES, len(scoring_samples))))
         mirror_error = compare_with_onnxruntime(mirror, model.proto, some)
+    if options.rounds is None:
+        options = replace(options, rounds=default_rounds(sample_bytes(mirror, scoring_samples) * len(scoring_samples)))
     batch_size = fitting_batch_size(mirror, scoring_samples, options.batch_size)
     batch_size = mirror_batch_size(mirror, scoring_samples, batch_size)
     objective = _objective(mirror, scoring_samples, batch_size, options)

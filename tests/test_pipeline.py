@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 import onnx_obd
+from onnx_obd import candidates
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.candidates import prune_by
 from onnx_obd.graph.load import load_model
@@ -70,6 +71,22 @@ def test_every_round_records_what_it_did(lenet):
     assert all(r.predicted >= 0 for r in rounds)
     total = sum(r.measured_held_back for r in rounds)
     assert rounds[-1].loss_held_back == pytest.approx(total, rel=1e-4, abs=1e-6)
+
+
+def test_rounds_that_nobody_is_told_of_are_not_foretold(lenet):
+    told, quiet = (prune_by(lenet, "obd", 0.6, 3, foretold=foretold) for foretold in (True, False))
+    assert all(each.predicted_together is not None for each in told.rounds)
+    assert all(each.predicted_together is None for each in quiet.rounds)
+    assert quiet.quality.loss == told.quality.loss
+
+
+def test_the_curvature_of_the_original_is_estimated_once(lenet, monkeypatch):
+    prune_by(lenet, "obd", 0.6, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "estimate_curvature", None)
+        prune_by(lenet, "per_output", 0.6, 1)
+        with pytest.raises(TypeError):
+            prune_by(lenet, "obd", 0.6, 2)
 
 
 def test_the_original_is_restored_between_candidates(lenet):

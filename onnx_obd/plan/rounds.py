@@ -12,6 +12,24 @@ from onnx_obd.plan.nm import Pattern, restrict
 from onnx_obd.plan.scope import Pool, plan_pools
 from onnx_obd.records import Plan, Saliency
 
+ROUNDS = 12
+"""More are worth little (docs/benchmarks.md)."""
+
+FEWEST_ROUNDS = 3
+"""Where they take long."""
+
+BYTES_OF_ROUNDS = 30e9
+"""Of all values that the nodes make of the samples in all rounds, about: a few minutes on one core."""
+
+
+def default_rounds(value_bytes: int) -> int:
+    """In how many rounds to delete if nobody says.
+
+    Args:
+        value_bytes: of all values of one run of all samples.
+    """
+    return min(ROUNDS, max(FEWEST_ROUNDS, round(BYTES_OF_ROUNDS / max(1, value_bytes))))
+
 
 @dataclass(frozen=True)
 class Rounds:

@@ -197,6 +197,7 @@ class Thinning:
             weights=weights_of(mirror, run.objective, run.options),
             original=snapshot(mirror),
             before=run,
+            first_curvature=None,
             **{part: getattr(run, part).on(mirror) for part in parts},
         )
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from onnx_obd.plan.nm import Pattern
-from onnx_obd.plan.rounds import Rounds
+from onnx_obd.plan.rounds import Rounds, default_rounds
 from onnx_obd.plan.scope import Pool
 from onnx_obd.records import Saliency
 
@@ -40,3 +40,7 @@ def test_a_pattern_holds_after_the_last_round_although_the_scores_changed():
     assert pattern.violations(keep["w"].numpy(), 1) == 0
     assert float(keep["w"].float().mean()) == 0.5
     assert keep["dense"].all()
+
+
+def test_rounds_become_fewer_where_they_take_long():
+    assert [default_rounds(size) for size in (0, 10**9, 6 * 10**9, 10**12)] == [12, 12, 5, 3]
