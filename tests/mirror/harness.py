@@ -155,6 +155,9 @@ def _compare(ours: Any, theirs: Any, tolerance: float) -> None:
     if theirs is None:
         assert ours is None
         return
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        ours, theirs = (np.array([value[key] for key in theirs]) for value in (ours, theirs))
     assert ours.shape == np.shape(theirs)
     assert ours.dtype == np.asarray(theirs).dtype
     if ours.dtype.kind in "OSU":

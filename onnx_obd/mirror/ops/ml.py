@@ -1,5 +1,5 @@
-"""ai.onnx.ml: the operators that prepare features or stand within a network. Classifiers and trees are left out:
-they end a pipeline, without a gradient, and onnxruntime runs them."""
+"""ai.onnx.ml: the operators that prepare features, stand within a network or name its outputs. Classifiers and trees
+are left out: they end a pipeline, without a gradient, and onnxruntime runs them."""
 
 from __future__ import annotations
 
@@ -69,3 +69,10 @@ def normalizer(x, *, norm="MAX", like: Like):
     if norm == "MAX":
         return x / x.amax(-1, keepdim=True)
     return _lp_normalization(x, axis=-1, p=1 if norm == "L1" else 2)
+
+
+@ml_op("ZipMap", 1, differentiable=False)
+def zip_map(x, *, classlabels_int64s=None, classlabels_strings=None):
+    """Each row as a map from the class labels to its numbers."""
+    labels = classlabels_int64s or classlabels_strings
+    return [dict(zip(labels, row, strict=True)) for row in x.reshape(-1, len(labels)).tolist()]

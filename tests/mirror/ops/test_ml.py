@@ -24,6 +24,8 @@ CASES = [
     ml("Normalizer", 1, rand(3, 4), norm="L1"),
     ml("Normalizer", 1, rand(3, 4), norm="L2"),
     ml("Normalizer", 1, rand(4), norm="L2"),
+    ml("ZipMap", 1, rand(3, 2), classlabels_int64s=[7, -1], gradient=False),
+    ml("ZipMap", 1, rand(2), classlabels_strings=["a", "b"], gradient=False),
 ]  # fmt: skip
 
 
