@@ -271,9 +271,14 @@ def _repeats(axis: _Axis, how: _Filter) -> int:
 
 
 def _pick(x: Tensor, axis: _Axis, how: _Filter) -> Tensor:
+    """Nearest neighbours, with the axes in the order in which they lie in memory: so runs are copied, and stay runs."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    y, position = x.permute(order), order.index(axis.position)
     if repeats := _repeats(axis, how):
-        return x.repeat_interleave(repeats, axis.position)
-    return x.index_select(axis.position, _index(axis, how, x.device))
+        y = y.repeat_interleave(repeats, position)
+    else:
+        y = y.index_select(position, _index(axis, how, x.device))
+    return y.permute(*map(order.index, range(x.dim())))
 
 
 @lru_cache(maxsize=128)
