@@ -21,6 +21,7 @@ from onnx_obd.errors import ModelError
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite
 from onnx_obd.mirror.ops import onednn
+from onnx_obd.mirror.ops.activations import tanh
 from onnx_obd.mirror.ops.linear import addmm, linear
 from onnx_obd.mirror.ops.named_activations import Activation, named_activation
 from onnx_obd.mirror.products import Bias, Product, product_of_rows
@@ -49,9 +50,15 @@ def layer_activations(
         raise ModelError(f"recurrent layer: {len(names)} activations for {directions} directions of {count}")
     alphas, betas = iter(alphas or ()), iter(betas or ())
     found = [named_activation(name, alphas, betas) for name in names[: count * directions]]
+    found = [_tanh if f is tanh else f for f in found]
     if clip:
         found = [_clipped(f, clip) if i % count < clipped else f for i, f in enumerate(found)]
     return [found[i : i + count] for i in range(0, len(found), count)]
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """2 / (1 + e^-2x) - 1: a third of the time of torch's kernel, and as exact but near 0, where 2^-24 is the error."""
+    return torch.sigmoid(x + x).mul_(2).sub_(1) if onednn.applies(x) else tanh(x)
 
 
 def _clipped(function: Activation, clip: float) -> Activation:
@@ -264,18 +271,17 @@ def gru(
             bias = None if b is None else F.pad(layer.bias(d)[1][2 * size :], (2 * size, 0))
 
             def step(x: Tensor, h: Tensor) -> tuple[Tensor]:
-                hidden = linear(h, r[d], bias)
-                update, reset = f(x[:, : 2 * size] + hidden[:, : 2 * size]).chunk(2, 1)
-                new = g(x[:, 2 * size :] + reset * hidden[:, 2 * size :])
-                return ((1 - update) * new + update * h,)
+                (x_gates, x_new), (h_gates, h_new) = (y.split((2 * size, size), 1) for y in (x, linear(h, r[d], bias)))
+                update, reset = f(x_gates + h_gates).chunk(2, 1)
+                return (_mixed(update, h, g(x_new + reset * h_new)),)
 
             return step
         gates, candidate = r[d, : 2 * size].t(), r[d, 2 * size :].t()
 
         def step(x: Tensor, h: Tensor) -> tuple[Tensor]:
-            update, reset = f(addmm(x[:, : 2 * size], h, gates)).chunk(2, 1)
-            new = g(addmm(x[:, 2 * size :], reset * h, candidate))
-            return ((1 - update) * new + update * h,)
+            x_gates, x_new = x.split((2 * size, size), 1)
+            update, reset = f(addmm(x_gates, h, gates)).chunk(2, 1)
+            return (_mixed(update, h, g(addmm(x_new, reset * h, candidate))),)
 
         return step
 
@@ -286,6 +292,11 @@ def gru(
 
 
 _GRU_ACTIVATIONS = ("sigmoid", "tanh")
+
+
+def _mixed(share: Tensor, h: Tensor, new: Tensor) -> Tensor:
+    """share h + (1 - share) new."""
+    return torch.lerp(new, h, share) if onednn.applies(h) else (1 - share) * new + share * h
 
 
 @_recurrent_op("LSTM", 1, 7, 14, 22, axes=_recurrent_axes(4), product=lambda *node: _projection(lstm)(*node))
