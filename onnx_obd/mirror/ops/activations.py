@@ -128,7 +128,7 @@ def tanh(x):
     return torch.tanh(x)
 
 
-@elementwise_op("Erf", 9, 13)
+@elementwise_op("Erf", 9, 13, in_place=torch.erf_)
 def erf(x):
     return torch.erf(x)
 

@@ -127,23 +127,23 @@ def _laid_out(x, w):
     return channels_last(x) if x.numel() >= LARGE_IMAGES else x
 
 
+def _by_channels(x):
+    """Images with the channels last, if there are several or large ones: the layout of oneDNN's fastest kernels."""
+    return channels_last(x) if len(x) > 1 or x.numel() >= LARGE_IMAGES else x
+
+
 def _as_product(x, w, b, strides):
     """The convolution as one matrix product, where that is what it is; None elsewhere.
 
-    So it is if there is one window, or if the windows lie side by side (the patches of a vision transformer). Windows
-    of one element do too, but only in a layout in which they are rows already is that faster.
+    So it is if there is one window, or if the windows lie side by side (the patches of a vision transformer).
     """
     kernel, rank = w.shape[2:], w.dim() - 2
     if x.shape[2:] == kernel:
         return linear(x.flatten(1), w.flatten(1), b).view(len(x), -1, *[1] * rank)
-    if strides != kernel:
+    if strides != kernel or math.prod(kernel) == 1:
         return None
-    if math.prod(kernel) > 1:
-        tiles = windows(x, kernel, kernel, (1,) * rank).movedim(1, 1 + rank)
-        return linear(tiles.flatten(1 + rank), w.flatten(1), b).movedim(-1, 1)
-    if x.stride(1) == 1 and onednn.multiplies(x, len(w)):
-        return onednn.linear(x.movedim(1, -1), w.flatten(1), b).movedim(-1, 1)
-    return None
+    tiles = windows(x, kernel, kernel, (1,) * rank).movedim(1, 1 + rank)
+    return linear(tiles.flatten(1 + rank), w.flatten(1), b).movedim(-1, 1)
 
 
 SUMMED = 128
@@ -185,12 +185,13 @@ def conv(
         x, begin = F.pad(x, torch_pads(begin, end)), none
     if rounded and math.prod(kernel) == group == 1 and not any(begin) and len(w[0]) > SUMMED and onednn.applies(x):
         return _summed_in_blocks(x[(..., *[slice(None, None, step) for step in strides])], w, b)
-    by_onednn = x.dim() == 4 and onednn.applies(x)
-    if by_onednn and (len(x) > 1 or x.numel() >= LARGE_IMAGES):
-        x = channels_last(x)
-    if group == max(dilations) == 1 and not any(begin) and (y := _as_product(x, w, b, strides)) is not None:
+    plain = group == max(dilations) == 1 and not any(begin)
+    if plain and (y := _as_product(x, w, b, strides)) is not None:
         return y
-    if by_onednn:
+    if x.dim() == 4 and onednn.applies(x):
+        x = _by_channels(x)
+        if plain and math.prod(kernel) == max(strides) == x.stride(1) == 1 and onednn.multiplies(x, len(w)):
+            return onednn.linear(x.movedim(1, -1), w.flatten(1), b).movedim(-1, 1)
         small = math.prod(x.shape[2:]) * w.numel() < onednn.MANY_PRODUCTS * math.prod(strides)
         if small and len(x) == group == max(dilations) == 1:
             return torch._C._nn.thnn_conv2d(x, w, kernel, b, strides, begin)
@@ -267,6 +268,7 @@ def conv_transpose(
     attributes = {"auto_pad": auto_pad, "dilations": dilations, "output_padding": output_padding,
                   "output_shape": output_shape, "pads": pads, "strides": strides}  # fmt: skip
     strides, padding, dilations, extra, crop = _transposed_geometry(x, w, attributes)
+    x = _by_channels(x) if onednn.applies(x) else x
     if crop is None:
         return torch.convolution(x, w, b, strides, padding, dilations, True, extra, group)
     y = F.pad(torch.convolution(x, w, None, strides, padding, dilations, True, extra, group), crop)

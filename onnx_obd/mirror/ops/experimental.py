@@ -12,7 +12,7 @@ from onnx_obd.mirror.second import scaled_movement
 @op("ImageScaler", 1, second=scaled_movement(lambda call: call.attributes.get("scale", 1.0)), axes=ELEMENTWISE)
 def image_scaler(input, *, bias, scale=1.0):
     """Scales an image and adds a bias to each channel."""
-    return input * scale + input.new_tensor(bias).view(-1, 1, 1)
+    return torch.add(input.new_tensor(bias).view(-1, 1, 1), input, alpha=scale)
 
 
 @op("ConstantFill", 1, differentiable=False)

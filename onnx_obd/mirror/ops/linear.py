@@ -135,6 +135,8 @@ def matmul(a, b):
         return (a.to(wide) @ b.to(wide)).to(a.dtype)
     if b.dim() == 2 and a.dim() > 1 and onednn.multiplies(a, b.shape[1]):
         return onednn.linear(a, b.mT)
+    if b.dim() > 2 and b.stride(-2) == 1 < b.shape[-1]:
+        b = b.mT.contiguous().mT  # as it lies, where torch would lay out its transpose
     return a @ b
 
 

@@ -77,10 +77,10 @@ def _batch_given(x, scale, bias, mean, var, epsilon):
         scale, bias, mean, var = (_per_channel(value, x) for value in (scale, bias, mean, var))
         return (x - mean) / (var + epsilon).sqrt() * scale + bias
     if not torch.is_grad_enabled():
-        if x.is_contiguous() or x.dim() > 3:
+        if x.dim() != 3 or x.is_contiguous():
             return torch.batch_norm(x, scale, bias, mean, var, False, 0.0, epsilon, False)
-        slope = scale * (var + epsilon).rsqrt()  # torch's kernel goes through a transposed x element by element
-        return torch.addcmul(_per_channel(bias - mean * slope, x), x, _per_channel(slope, x))
+        y = torch.batch_norm(x.unsqueeze(3), scale, bias, mean, var, False, 0.0, epsilon, False)
+        return y.squeeze(3)  # of images torch's kernel knows that the channels may lie side by side
     slope = scale * (var + epsilon).rsqrt()
     none, one = torch.zeros_like(var), torch.ones_like(var)
     return torch.batch_norm(x, slope, bias - mean * slope, none, one, False, 0.0, 0.0, False)

@@ -58,7 +58,7 @@ def channels_last(x: Tensor) -> Tensor:
     if x.dim() != 4 or x.device.type != "cpu":
         return x
     n, c, h, w = x.shape
-    if h > 1 and w > 1:
+    if min(c, h, w) > 1:
         return x.contiguous(memory_format=torch.channels_last)
     # The stride of an axis of length 1 is anybody's guess, but torch judges the layout by it too.
     return x.permute(0, 2, 3, 1).flatten().view(n, h, w, c).permute(0, 3, 1, 2)
