@@ -92,7 +92,8 @@ class Operator:
     ``axes``: how the axes of the outputs correspond to those of the inputs, and ``spelled``: which parameters spell
     the sizes of axes (see ``axes.py``).
     ``product``: the operator as a product of matrices, for a weight among its operands (see ``products.py``).
-    ``in_place``: the function writing its result over its first input, where that has the result's shape and dtype.
+    ``in_place``: the functions writing the result over the first input, the second, ..., where that has the result's
+    shape, strides and dtype.
     ``then``: how to compute the node together with the next one, if that alone reads its result, by the name of the
     next one's operator: a rule (step, next step, the values of the inputs of the first, those of the others of the
     second) that returns the function of these values, or None. Without gradients only.
@@ -116,7 +117,7 @@ class Operator:
     axes: Callable[..., str] | str | None = None
     spelled: Callable[..., Any] | None = None
     product: Callable[..., Any] | None = None
-    in_place: Callable[..., Any] | None = None
+    in_place: tuple[Callable[..., Any], ...] = ()
     then: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Which steps may write their result into their first input.
+"""Which steps may write their result over an input.
 
 Without gradients, an elementwise node whose operand nobody reads again needs no memory of its own; for large values
 fresh memory costs more than the arithmetic. An operand is free if this step is the last to read it, if it fills its
@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
 
 
 def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[list[Callable], tuple]:
-    """Run the program from ``env``: each step's call, overwriting its first input where it may; and the outputs.
+    """Run the program from ``env``: each step's call, overwriting an input where it may; and the outputs.
 
     ``told`` is called with each step, its inputs and its outputs.
     """
@@ -39,12 +39,16 @@ def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[
     found = []
     for step in program.steps:
         values = [env[slot] for slot in step.inputs]
-        operand = values[0] if values else None
-        free = step.operator.in_place and step.inputs[0] in step.release and step.inputs[0] in program.steady
-        free = free and _fills_its_storage(operand) and owners[next(_storages(operand))] == 1
+        free = [
+            (operand, function)
+            for slot, operand, function in zip(step.inputs, values, step.operator.in_place, strict=False)
+            if slot in step.release and slot in program.steady
+            and _fills_its_storage(operand) and owners[next(_storages(operand))] == 1
+        ]  # fmt: skip
         outputs = step(*values)
         told(step, values, outputs)
-        found.append(_overwriting(step) if free and _alike(operand, outputs[0]) else step.call)
+        over = next((function for operand, function in free if _alike(operand, outputs[0])), None)
+        found.append(_bound(over, step) if over else step.call)
         for slot, value in zip(step.outputs, outputs, strict=False):
             env[slot] = value
             owners.update(_storages(value))
@@ -54,8 +58,7 @@ def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[
     return found, tuple(env[slot] for slot in program.outputs)
 
 
-def _overwriting(step: Step) -> Callable:
-    function = step.operator.in_place
+def _bound(function: Callable, step: Step) -> Callable:
     return partial(function, **step.attributes) if step.attributes else function
 
 
@@ -73,4 +76,4 @@ def _fills_its_storage(value: Any) -> bool:
 
 
 def _alike(value: torch.Tensor, result: Any) -> bool:
-    return result.shape == value.shape and result.dtype == value.dtype
+    return result.shape == value.shape and result.stride() == value.stride() and result.dtype == value.dtype

@@ -86,6 +86,24 @@ def test_a_smaller_operand_cannot_hold_the_result():
     assert _overwriting(mirror, X) == []
 
 
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+def test_the_second_operand_may_hold_the_result(op_type):
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node(op_type, ["c", "a"], ["y"])]
+    mirror = _mirror(nodes, weights={"w": W, "c": np.full((2, 1), 3, np.float32)})
+    _check(mirror, X)
+    assert _overwriting(mirror, X) == [op_type]
+
+
+def test_an_operand_that_lies_otherwise_than_the_result_is_left_alone():
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]), node("Exp", ["a"], ["b"]), node("Transpose", ["v"], ["u"], perm=[1, 0]),
+        node("Exp", ["u"], ["c"]), node("Sub", ["a", "c"], ["d"]), node("Add", ["b", "d"], ["y"]),
+    ]  # fmt: skip
+    mirror = _mirror(nodes, outputs=("a", "y"), weights={"w": W, "v": np.ones((4, 2), np.float32)})
+    _check(mirror, X)
+    assert _overwriting(mirror, X) == ["Add"]
+
+
 def test_a_reshape_that_copies_for_some_strides_only():
     nodes = [node("Reshape", ["x", "s"], ["a"]), node("Relu", ["a"], ["y"])]
     mirror = _mirror(nodes, weights={"s": np.array([3, 2])})

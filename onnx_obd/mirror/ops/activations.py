@@ -16,12 +16,12 @@ elementwise_op = family(second=elementwise, axes=ELEMENTWISE)
 unit_op = family(second=unit, axes=ELEMENTWISE)
 
 
-@unit_op("Relu", 1, 6, 13, 14, in_place=torch.relu_)
+@unit_op("Relu", 1, 6, 13, 14, in_place=(torch.relu_,))
 def relu(x):
     return torch.relu(x)
 
 
-@elementwise_op("LeakyRelu", 1, 6, 16, in_place=lambda x, *, alpha=0.01: F.leaky_relu_(x, alpha))
+@elementwise_op("LeakyRelu", 1, 6, 16, in_place=(lambda x, *, alpha=0.01: F.leaky_relu_(x, alpha),))
 def leaky_relu(x, *, alpha=0.01):
     return F.leaky_relu(x, alpha)
 
@@ -83,7 +83,7 @@ def hard_sigmoid(x, *, alpha=0.2, beta=0.5):
     return (alpha * x + beta).clamp(0, 1)
 
 
-@elementwise_op("HardSwish", 14, 22, in_place=partial(F.hardswish, inplace=True))
+@elementwise_op("HardSwish", 14, 22, in_place=(partial(F.hardswish, inplace=True),))
 def hard_swish(x):
     return F.hardswish(x)
 
@@ -118,36 +118,40 @@ def shrink(x, *, bias=0.0, lambd=0.5):
     return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, 0))
 
 
-@elementwise_op("Sigmoid", 1, 6, 13, distribution="bernoulli", in_place=torch.sigmoid_)
+@elementwise_op("Sigmoid", 1, 6, 13, distribution="bernoulli", in_place=(torch.sigmoid_,))
 def sigmoid(x):
     return torch.sigmoid(x)
 
 
-@elementwise_op("Tanh", 1, 6, 13, in_place=torch.tanh_)
+@elementwise_op("Tanh", 1, 6, 13, in_place=(torch.tanh_,))
 def tanh(x):
     return torch.tanh(x)
 
 
-@elementwise_op("Erf", 9, 13, in_place=torch.erf_)
+@elementwise_op("Erf", 9, 13, in_place=(torch.erf_,))
 def erf(x):
     return torch.erf(x)
 
 
-@unit_op("Clip", 11, 12, 13)
-def clip(x, minimum=None, maximum=None):
+def _clip(clamp, x, minimum=None, maximum=None):
     if minimum is None and maximum is None:
         return x
     if not torch.is_grad_enabled():  # plain numbers are several times faster than tensors of one element
         minimum = None if minimum is None else minimum.item()
         maximum = None if maximum is None else maximum.item()
-    return torch.clamp(x, minimum, maximum)
+    return clamp(x, minimum, maximum)
+
+
+@unit_op("Clip", 11, 12, 13, in_place=(partial(_clip, torch.clamp_),))
+def clip(x, minimum=None, maximum=None):
+    return _clip(torch.clamp, x, minimum, maximum)
 
 
 _LOWEST = -3.4028234663852886e38
 """The least finite float32."""
 
 
-@unit_op("Clip", 6, in_place=lambda x, *, min=_LOWEST, max=-_LOWEST: torch.clamp_(x, min, max))
+@unit_op("Clip", 6, in_place=(lambda x, *, min=_LOWEST, max=-_LOWEST: torch.clamp_(x, min, max),))
 def clip_6(x, *, min=_LOWEST, max=-_LOWEST):
     return torch.clamp(x, min, max)
 

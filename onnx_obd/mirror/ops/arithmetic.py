@@ -32,7 +32,7 @@ def align(a, b, *, axis=None, broadcast=0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def binary(
     name: str, *since: int, old: tuple[int, ...] = (), second: SecondRule | None = None,
-    squares: Callable = elementwise_sample_squares, in_place: Callable | None = None, **traits: Any,
+    squares: Callable = elementwise_sample_squares, in_place: tuple[Callable, ...] = (), **traits: Any,
 ) -> Callable[[Callable], Callable]:  # fmt: skip
     """Register f(A, B) for ``since``, and for the versions ``old``, which had the attributes axis and broadcast."""
 
@@ -47,6 +47,11 @@ def binary(
         )
 
     return register
+
+
+def _over(function: Callable[..., Tensor]) -> tuple[Callable, Callable]:
+    """f(A, B) written over A, and over B."""
+    return lambda a, b: function(a, b, out=a), lambda a, b: function(a, b, out=b)
 
 
 def _shaped(call: Call, *found: Callable[[], Tensor]) -> list[Tensor | None]:
@@ -82,25 +87,29 @@ def _div_second(call: Call, h: Sequence[Tensor | None]) -> Sequence[Tensor | Non
 
 
 @binary("Add", 7, 13, 14, old=(1, 6), second=unit, squares=sum_sample_squares,
-        in_place=torch.Tensor.add_)  # fmt: skip
+        in_place=_over(torch.add))  # fmt: skip
 def add(a, b):
     return a + b
 
 
 @binary("Sub", 7, 13, 14, old=(1, 6), second=_sub_second, squares=sum_sample_squares,
-        in_place=torch.Tensor.sub_)  # fmt: skip
+        in_place=_over(torch.sub))  # fmt: skip
 def sub(a, b):
     return a - b
 
 
-@binary("Mul", 7, 13, 14, old=(1, 6), second=_mul_second, in_place=torch.Tensor.mul_)
+@binary("Mul", 7, 13, 14, old=(1, 6), second=_mul_second, in_place=_over(torch.mul))
 def mul(a, b):
     return a * b
 
 
-@binary("Div", 7, 13, 14, old=(1, 6), second=_div_second)
+def _divided(a, b, **out):
+    return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc", **out)
+
+
+@binary("Div", 7, 13, 14, old=(1, 6), second=_div_second, in_place=_over(_divided))
 def div(a, b):
-    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    return _divided(a, b)
 
 
 @binary("Pow", 7, 12, 13, 15, old=(1,), second=elementwise, constants=(1,))

@@ -117,7 +117,7 @@ def _quantize(
 
 @op(
     "QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True, axes=grid_axes,
-    in_place=partial(_quantize, torch.Tensor.div_),
+    in_place=(partial(_quantize, torch.Tensor.div_),),
 )  # fmt: skip
 def quantize_linear(
     x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
@@ -137,7 +137,7 @@ def _dequantize_in_place(x, x_scale, x_zero_point=None, *, axis=1, block_size=0,
 @op(
     "DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28,
     second=viewed(_spread_parameters), recodes=True, stored=(Stored(0, (1, 2), dequantize_grid),),
-    axes=grid_axes, in_place=_dequantize_in_place,
+    axes=grid_axes, in_place=(_dequantize_in_place,),
 )  # fmt: skip
 def dequantize_linear(x, x_scale, x_zero_point=None, *, axis=1, block_size=0, output_dtype: DType = 0):
     x, scale, zero_point = _spread_parameters(plain(x), x_scale, x_zero_point, axis=axis, block_size=block_size)
