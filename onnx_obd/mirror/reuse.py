@@ -9,6 +9,8 @@ shape and strides follow from those of the inputs.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,14 +22,22 @@ if TYPE_CHECKING:
     from onnx_obd.mirror.program import Env, Program, Step
 
 
+KEPT = 256 << 20
+"""Bytes of freed memory that the C library may keep, where it would keep 64 MiB at most by itself."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors for the next ones instead of giving it back to the system.
 
-    glibc learns from the largest block it has seen freed: smaller ones are then cut from memory it keeps, where each
-    would otherwise be mapped anew, page by page. The block freed here is the largest it learns from (32 MiB), and no
-    page of it is touched. Other C libraries take no notice.
+    Blocks of up to 32 MiB, the most that glibc takes, are then cut from memory it keeps, where each would otherwise be
+    mapped anew, page by page. Other C libraries are left alone.
     """
-    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
 def run_watched(program: Program, env: Env, told: Callable[..., None]) -> tuple[list[Callable], tuple]:
