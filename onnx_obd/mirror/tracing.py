@@ -56,6 +56,7 @@ class TorchCall(NamedTuple):
     """``function(*args, **kwargs)``, with a ``Ref`` in the place of each tensor.
 
     ``results``: the numbers of what it returns, one (or none, where it returns an operand) or a tuple of them.
+    A call that returns nothing new is made for what it writes.
     """
 
     function: Callable[..., Any]
@@ -63,11 +64,14 @@ class TorchCall(NamedTuple):
     kwargs: Mapping[str, Any]
     results: int | tuple[int | None, ...] | None
 
-    def touches(self) -> Iterator[int]:
-        """The numbers of what it reads and what it returns."""
+    def reads(self) -> Iterator[int]:
+        """The numbers of the tensors among its arguments."""
         yield from _numbers((self.args, tuple(self.kwargs.values())))
+
+    def makes(self) -> tuple[int, ...]:
+        """The numbers of the tensors it returns that are new."""
         results = self.results if isinstance(self.results, tuple) else (self.results,)
-        yield from (number for number in results if number is not None)
+        return tuple(number for number in results if number is not None)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ class Tracer(TorchFunctionMode):
         """The step that returned ``outputs``, if calls of torch are all it did."""
         if self.calls is None or any(value is not None and self._number(value) is None for value in outputs):
             return None
-        return Trace(tuple(self.calls), tuple(map(self._referred, outputs)))
+        found = tuple(map(self._referred, outputs))
+        return Trace(_needed(self.calls, found), found)
 
     def _note(self, function: Callable, args: tuple, kwargs: dict, result: Any) -> None:
         name = getattr(function, "__name__", "")
@@ -221,6 +226,17 @@ def _joined(step: Step, reader: Step, env: Env) -> Step | None:
     release = tuple(slot for slot in (*step.release, *reader.release) if slot != made)
     inputs = (*step.inputs, *others)
     return replace(step, call=call, inputs=inputs, outputs=reader.outputs, release=tuple(dict.fromkeys(release)))
+
+
+def _needed(calls: Sequence[TorchCall], outputs: Sequence[Ref | None]) -> tuple[TorchCall, ...]:
+    """The calls without those whose results nobody reads (a transpose that was only asked how it lies)."""
+    read, kept = set(_numbers(outputs)), []
+    for call in reversed(calls):
+        made = call.makes()
+        if not made or not read.isdisjoint(made):
+            read.update(call.reads())
+            kept.append(call)
+    return tuple(reversed(kept))
 
 
 def _traceable(value: Any) -> bool:

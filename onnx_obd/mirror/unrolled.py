@@ -73,10 +73,11 @@ class _Written:
                 self.places.setdefault(ref.number, f"env[{slot}]")
 
     def statements(self) -> Iterator[str]:
-        last = {number: index for index, call in enumerate(self.trace.calls) for number in call.touches()}
+        touched = [(*call.reads(), *call.makes()) for call in self.trace.calls]
+        last = {number: index for index, numbers in enumerate(touched) for number in numbers}
         for index, call in enumerate(self.trace.calls):
             yield self._call(call)
-            ended = [number for number in call.touches() if last[number] == index and number not in self.places]
+            ended = [number for number in touched[index] if last[number] == index and number not in self.places]
             yield from (f"v{number} = None" for number in dict.fromkeys(ended))
         for slot, ref in zip(self.step.outputs, self.trace.outputs, strict=False):
             value = None if ref is None else self._place(ref.number)

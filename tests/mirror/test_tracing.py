@@ -58,6 +58,18 @@ def test_shapes_may_decide():
     assert [call.function.__name__ for call in trace.calls] == ["__get__", "contiguous"]
 
 
+def test_calls_whose_results_nobody_reads_are_left_out():
+    def step(x):
+        y = x.clone()
+        y[0] = 0
+        y.view(-1)[1:].add_(x.mT.is_contiguous())
+        return y
+
+    assert [call.function.__name__ for call in _trace(step, X).calls] == [
+        "clone", "__setitem__", "view", "__getitem__", "add_",
+    ]  # fmt: skip
+
+
 def test_an_operand_may_come_out_as_it_is():
     assert _trace(lambda x: x, X) == Trace((), (Ref(0),))
 

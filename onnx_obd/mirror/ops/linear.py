@@ -22,10 +22,15 @@ def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> t
     return onednn.linear(x, w, b) if onednn.multiplies(x, len(w)) else F.linear(x, w, b)
 
 
+NARROW, MANY_ELEMENTS = 10, 1 << 13
+"""Columns of b up to which, and elements of a from which, a b is found faster from the transpose of b (measured)."""
+
+
 def addmm(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """c + a b for matrices a and b; c broadcasts."""
     if not onednn.multiplies(a, b.shape[1]):
-        return torch.addmm(c, a, b)
+        narrow = 1 < b.shape[1] <= NARROW and a.numel() >= MANY_ELEMENTS and len(a) > 1
+        return torch.addmm(c, a, b.mT.contiguous().mT if narrow else b)
     return onednn.linear(a, b.mT, c) if c.dim() == 1 else onednn.linear(a, b.mT).add_(c)
 
 
