@@ -17,7 +17,8 @@ REPAIRED = " + repair"
 def refit_survivors(run: Run, keep: Mapping[str, Tensor], label: str) -> tuple[str, ...]:
     """Refit the mirror's weights that the masks leave, and biases, in place; what there is to be said of it.
 
-    Fitted on one part of the scoring samples, each node's refit accepted by the loss on the other.
+    Fitted on one part of the scoring samples, each node's refit accepted by the loss on the other; with mixtures of
+    these where samples are few.
 
     Args:
         label: what is being repaired, for the progress shown and the notes.
@@ -25,7 +26,7 @@ def refit_survivors(run: Run, keep: Mapping[str, Tensor], label: str) -> tuple[s
     operands, skipped = run.operands
     with run.progress.stage(label) as report, run.timed("repair"):
         refits = compensate(
-            run.fitting, run.acceptance, operands, run.original, keep, seed=run.options.seed, progress=report
+            run.refitting, run.refit_acceptance, operands, run.original, keep, seed=run.options.seed, progress=report
         )
     refitted = {refit.name for refit in refits if refit.step}
     reasons = Counter([refit.reason for refit in refits if refit.reason] + list(skipped.values()))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
 from onnx_obd.calibration.memory import fitting_batch_size, sample_bytes
+from onnx_obd.calibration.mixtures import with_mixtures
 from onnx_obd.calibration.objective import Objective, choose_objective
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.calibration.samples import Samples
@@ -38,12 +39,18 @@ ACCEPTANCE = 0.25
 """Fraction of the scoring samples that refits are judged by."""
 
 
+MIXTURES = 4
+"""For every sample of a network of dense layers: there a sample is one equation of a refit, and many refits in a row
+learn the few there are by heart (docs/benchmarks.md)."""
+
+
 @dataclass
 class Run:
     """One model on one set of samples, ready to be pruned: what every stage works on.
 
     The mirror holds the original weights until a stage changes them; ``original`` is a copy. ``fitting`` and
-    ``acceptance`` are the two parts of ``scoring`` that a refit is fitted on and judged by. ``minutes_left`` of the
+    ``acceptance`` are the two parts of ``scoring`` that a change is fitted on and judged by; ``refitting`` and
+    ``refit_acceptance`` are these for refits, with mixtures where samples are few. ``minutes_left`` of the
     recovery are for the final training, if the search for units has spent some (None: all). ``first_curvature`` is that
     of the original weights, once it has been estimated.
     """
@@ -54,6 +61,8 @@ class Run:
     scoring: Calibration
     fitting: Calibration
     acceptance: Calibration
+    refitting: Calibration
+    refit_acceptance: Calibration
     held_back: Calibration
     probed: Calibration
     weights: list[WeightSummary]
@@ -135,6 +144,9 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         raise ModelError("no weight can be pruned; 'onnx-obd inspect' says why for each")
     parts = scoring_samples.split(ACCEPTANCE, options.seed + 1) if len(scoring_samples) > 1 else (scoring_samples,) * 2
     fitting, acceptance = (Calibration(mirror, objective, part, batch_size) for part in parts)
+    prunable = [weight.name for weight in weights if weight.prunable]
+    times = 0 if _has_many_positions(fitting, prunable) else MIXTURES
+    refitting, refit_acceptance = (with_mixtures(part, times, options.seed) for part in (fitting, acceptance))
     run = Run(
         model=model,
         mirror=mirror,
@@ -142,8 +154,10 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         scoring=scoring,
         fitting=fitting,
         acceptance=acceptance,
+        refitting=refitting,
+        refit_acceptance=refit_acceptance,
         held_back=Calibration(mirror, objective, held_back_samples, batch_size),
-        probed=probed_samples(scoring, options.probe_samples, [weight.name for weight in weights if weight.prunable]),
+        probed=probed_samples(scoring, options.probe_samples, prunable),
         weights=weights,
         options=options,
         progress=progress,
@@ -165,6 +179,15 @@ def weights_of(mirror: Mirror, objective: Objective, options: Options) -> list[W
         exclude=options.exclude,
         prune_biases=options.prune_biases,
     )
+
+
+def _has_many_positions(calibration: Calibration, names: list[str]) -> bool:
+    """Does a sample pass several times through any of the weights, as through a convolution's?"""
+    batch = calibration.batches[0]
+    operands, _ = find_operands(calibration.mirror, batch, names)
+    with torch.no_grad():
+        values = (calibration.mirror.evaluate(batch.inputs, outputs=operand.slots) for operand in operands)
+        return any(each.product(found).positions > batch.count for each, found in zip(operands, values, strict=True))
 
 
 def _check_finite(mirror: Mirror, weights: list[WeightSummary]) -> None:

@@ -10,12 +10,13 @@ import pytest
 
 import onnx_obd
 from onnx_obd import candidates
+from onnx_obd.calibration.folder import load_samples
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.candidates import prune_by
 from onnx_obd.graph.load import load_model
 from onnx_obd.graph.session import open_session
 from onnx_obd.options import Options
-from onnx_obd.run import prepare
+from onnx_obd.run import MIXTURES, prepare
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 
@@ -126,3 +127,12 @@ def test_everything_but_the_weights_stays(tmp_path):
             del after.metadata_props[index]
     assert changed
     assert before.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
+
+
+def test_mixtures_join_the_refits_of_dense_layers_alone():
+    """A convolution has many positions in a sample; a dense layer has one."""
+    for name, times in (("mlp_diabetes", 1 + MIXTURES), ("lenet_digits", 1)):
+        model = load_model(SAMPLES / f"{name}.onnx")
+        run = prepare(model, load_samples(SAMPLES / f"{name}_calib", model.proto, labels="none"), Options())
+        assert run.refitting.num_samples == times * run.fitting.num_samples
+        assert run.refit_acceptance.num_samples == times * run.acceptance.num_samples

@@ -43,7 +43,7 @@ def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibratio
 
     Of few samples the loss often hangs on one or two; their mixtures show what else may happen.
     """
-    mixed = mixtures(calibration.samples, times, seed)
+    mixed = mixtures(calibration.samples, times, seed) if times else None
     if mixed is None or calibration.objective.supervised:
         return calibration
     own, made = calibration.samples, mixed.samples

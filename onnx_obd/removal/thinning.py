@@ -189,7 +189,7 @@ class Thinning:
         run, proto = self.run, self.model(state.gone, state.weights)
         restore(run.mirror, run.original)
         mirror = Mirror(proto)
-        parts = ("scoring", "fitting", "acceptance", "held_back", "probed")
+        parts = ("scoring", "fitting", "acceptance", "refitting", "refit_acceptance", "held_back", "probed")
         return replace(
             run,
             model=replace(run.model, proto=proto),
