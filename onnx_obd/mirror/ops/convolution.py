@@ -56,7 +56,7 @@ def _conv_geometry(x, w, attributes):
 
 
 IN_CACHE = 1 << 18
-"""Elements of laid-out windows to have in memory at once (measured: best about here)."""
+"""Elements of what is laid out anew, windows or gradients, to have in memory at once (measured: best about here)."""
 
 MANY_WINDOWS = 1 << 21
 """Elements of the laid-out windows of one sample from which a convolution, which needs none, is no slower."""
@@ -73,7 +73,10 @@ def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
     if call.wanted.index(True) == 2:
         return None, None, sum_of_squares([each.flatten(2).sum(2) for each in g]).sum(0)
     begin, end, strides, dilations = _conv_geometry(x, w, attributes)
-    x, group = F.pad(x, torch_pads(begin, end)) if any((*begin, *end)) else x, attributes.get("group", 1)
+    group = attributes.get("group", 1)
+    if max(strides) == 1 and x.dim() == 4 and onednn.applies(x) and _few_pairs(w, g, group):
+        return None, _squares_by_pairs(x, w, g, begin, end, dilations, group)
+    x = F.pad(x, torch_pads(begin, end)) if any((*begin, *end)) else x
     fast = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
     windows_of_one = w[0].numel() * group * math.prod(g[0].shape[2:])
     grouped = fast and group > 1 and (len(g) > 1 or w.numel() > FEW_WEIGHTS)
@@ -86,6 +89,39 @@ def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
         back = [each[samples].flatten(2).unflatten(1, (group, -1)).mT for each in g]
         found = found + product_squares(seen, back)
     return None, found.view(len(w), *w.shape[2:], -1).movedim(-1, 1)
+
+
+FEW_PAIRS = 24
+"""Pairs of an input and an output of a group up to which ``_squares_by_pairs`` is faster than a product (measured)."""
+
+
+def _few_pairs(w, g, group) -> bool:
+    kernel, places = math.prod(w.shape[2:]), math.prod(g[0].shape[2:])
+    small = group > 1 or w.numel() * places < onednn.MANY_PRODUCTS
+    return small and 1 < kernel <= places and len(w) // group * w.shape[1] * min(len(g), 4) <= FEW_PAIRS
+
+
+def _squares_by_pairs(x, w, g, begin, end, dilations, group):
+    """For strides of 1, by a depthwise convolution of the gradients with the inputs of each sample as kernels.
+
+    dy/dw[k] = sum over p of g[p] x[p + d k - begin], and so at d (K - 1 - k) a correlation of g, padded by
+    d (K - 1) - begin, with x. Channels are the samples times the inputs, which so lie in the lanes of a vector; the
+    outputs of a group are the images of a batch. No windows are laid out.
+    """
+    padding = [d * (k - 1) - p for d, k, p in zip(dilations, w.shape[2:], begin, strict=True)]
+    if begin != end or min(padding) < 0:
+        x, padding = F.pad(x, torch_pads(begin, end)), [p + q for p, q in zip(padding, begin, strict=True)]
+    inputs, outputs = w.shape[1], len(w) // group
+    chunk = max(1, IN_CACHE // (inputs * g[0][0].numel()))
+    squares = w.new_zeros(outputs, group, inputs, *w.shape[2:])
+    for start in range(0, len(x), chunk):
+        kernels = x[start : start + chunk].reshape(-1, 1, *x.shape[2:])
+        for each in g:
+            images = each[start : start + chunk].unflatten(1, (group, outputs)).movedim(2, 0).unsqueeze(3)
+            images = images.expand(-1, -1, -1, inputs, -1, -1).reshape(outputs, len(kernels), *each.shape[2:])
+            made = onednn.convolution(images, kernels, None, dilations, padding, (1, 1), len(kernels))
+            squares += made.square().unflatten(1, (-1, group, inputs)).sum(1)
+    return squares.transpose(0, 1).flip(-2, -1).reshape(w.shape)
 
 
 def _squares_by_groups(x, w, g, strides, dilations, group):

@@ -51,6 +51,31 @@ def test_convolutions_are_squared_sample_by_sample(
     monkeypatch, channels, out, kernel, attributes, many_windows, layout
 ):
     monkeypatch.setattr("onnx_obd.mirror.ops.convolution.MANY_WINDOWS", many_windows)
+    assert_squared_sample_by_sample(channels, out, kernel, attributes, layout)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "channels, out, kernel, attributes",
+    [
+        (1, 6, (5, 3), {"pads": [2, 1, 2, 1]}),
+        (2, 5, (3, 2), {"pads": [2, 0, 1, 1], "dilations": [1, 2]}),
+        (8, 8, (3, 3), {"group": 8, "dilations": [2, 1]}),
+        (6, 12, (3, 2), {"group": 3, "pads": [3, 3, 3, 3]}),
+    ],
+)
+@pytest.mark.parametrize("in_cache", [1, IN_CACHE])
+def test_convolutions_of_few_channels_are_squared_sample_by_sample(
+    monkeypatch, channels, out, kernel, attributes, in_cache, layout
+):
+    monkeypatch.setattr("onnx_obd.mirror.ops.convolution.IN_CACHE", in_cache)
+    for other in ("product_squares", "_squares_by_groups"):
+        monkeypatch.delattr(f"onnx_obd.mirror.ops.convolution.{other}")
+    assert_squared_sample_by_sample(channels, out, kernel, attributes, layout)
+
+
+@torch.no_grad()
+def assert_squared_sample_by_sample(channels, out, kernel, attributes, layout):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, channels, 15, 17, generator=generator).to(memory_format=layout)
     w = torch.randn(out, channels // attributes.get("group", 1), *kernel, generator=generator)
