@@ -72,6 +72,9 @@ class Columns:
 
 def _as_rows(rows: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The rows of z, and the way back from a tensor of rows to z's shape."""
+    matrix = rows(z.detach())
+    if matrix.data_ptr() == z.data_ptr() and (matrix.shape, matrix.stride()) == (z.shape, z.stride()):
+        return matrix, lambda m: m
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
         matrix = rows(leaf)

@@ -173,7 +173,8 @@ class _Together:
                     del self.waiting[slot]
 
         self.elements += sum(value.numel() for value in outputs.values())
-        anchor = torch.zeros((), requires_grad=True)
+        recorded = any(value.requires_grad for value in outputs.values())
+        anchor = None if recorded else torch.zeros((), requires_grad=True)
         return dict(zip(slots, _Taken.apply(arrived, anchor, *outputs.values()), strict=True))
 
     @torch.no_grad()
@@ -296,7 +297,9 @@ class _Taken(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, arrived: Callable[[Sequence[Tensor | None]], None], anchor: Tensor, *values: Tensor) -> Any:
+    def forward(
+        ctx: Any, arrived: Callable[[Sequence[Tensor | None]], None], anchor: Tensor | None, *values: Tensor
+    ) -> Any:
         ctx.arrived = arrived
         ctx.set_materialize_grads(False)
         return tuple(value.view_as(value) for value in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -78,6 +79,6 @@ def estimate_curvature(
         calibration, probed, names, num_probes=num_probes, generator=generator, progress=progress
     )
     for weight, diag in found.diag.items():
-        if not torch.isfinite(diag.sum()) and not torch.isfinite(diag).all():  # of finite numbers the sum may overflow
+        if not math.isfinite(diag.sum()) and not torch.isfinite(diag).all():  # of finite numbers the sum may overflow
             raise NumericalError(f"the curvature of '{weight}' is not finite; are the samples in the right range?")
     return found
