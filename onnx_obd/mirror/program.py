@@ -20,7 +20,7 @@ from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.registry import Operator
 from onnx_obd.mirror.reuse import run_watched
 from onnx_obd.mirror.slices import Watch
-from onnx_obd.mirror.tracing import SMALL, run_traced
+from onnx_obd.mirror.tracing import SMALL, run_joined
 from onnx_obd.mirror.unrolled import Unrolled, node_failed
 
 MAX_PLANS = 16
@@ -197,18 +197,13 @@ class Program:
         watch = Watch(self, env)
         calls, outputs = run_watched(self, env, watch.step)
         slices = watch.slices(env, outputs)
-        if slices:
-            self._unrecorded = slices.run
-        elif watch.largest_of_all > SMALL:
-            self._unrecorded = Unrolled(self.steps, calls, self.outputs)
-        else:
-            self._unrecorded = partial(self._run_traced, calls)
+        self._unrecorded = slices.run if slices else partial(self._run_joined, calls, watch.largest_of_all <= SMALL)
         return outputs
 
-    def _run_traced(self, calls: Sequence[Callable], env: Env) -> tuple:
-        """Run each step by its call; from the next time on, by the calls of torch that these make."""
-        steps, traces, outputs = run_traced(self, calls, env)
-        self._unrecorded = Unrolled(steps, traces, self.outputs)
+    def _run_joined(self, calls: Sequence[Callable], small: bool, env: Env) -> tuple:
+        """Run each step by its call, some as one; ``small`` ones from then on by the calls of torch that these make."""
+        steps, calls, outputs = run_joined(self, calls, env, trace=small)
+        self._unrecorded = Unrolled(steps, calls, self.outputs)
         return outputs
 
     def record(self, env: Env) -> Env:

@@ -177,10 +177,10 @@ class Tracer(TorchFunctionMode):
         return self.count - 1
 
 
-def run_traced(
-    program: Program, calls: Sequence[Callable], env: Env
+def run_joined(
+    program: Program, calls: Sequence[Callable], env: Env, *, trace: bool
 ) -> tuple[list[Step], list[Callable | Trace], tuple]:
-    """Run the program from ``env``, each step by its call: the steps, for each its trace or its call, and the outputs.
+    """Run the program from ``env``, each step by its call: the steps, for each its call or its trace, and the outputs.
 
     Of two steps, the second of which alone reads what the first makes, an operator may know to make one (``then``).
     """
@@ -191,19 +191,21 @@ def run_traced(
     while pending:
         step = pending.pop()
         fixed = known.issuperset(step.inputs) and not (step.host or step.bodies or step.operator.random)
-        if fixed and pending and (both := _joined(step, pending[-1], env)):
+        joining = fixed
+        while joining and pending and (both := _joined(step, pending[-1], env)):
+            joining = both.call is step.call  # the second did nothing: on to the third
             step = both
             pending.pop()
         values = [env[slot] for slot in step.inputs]
-        trace = None
-        if fixed:
+        seen = None
+        if trace and fixed:
             with Tracer(values) as tracer:
                 outputs = step(*values)
-            trace = tracer.trace(outputs)
+            seen = tracer.trace(outputs)
         else:
             outputs = step(*values)
         steps.append(step)
-        found.append(trace or step.call)
+        found.append(seen or step.call)
         for slot, value in zip(step.outputs, outputs, strict=False):
             env[slot] = value
         for slot in step.release:

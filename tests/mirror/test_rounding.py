@@ -44,3 +44,23 @@ def test_sums_that_are_quantised_next_are_those_of_onnxruntime(relu):
         pytest.skip("on this processor the matrix kernels of torch and onnxruntime add in another order altogether")
     assert _same_bits(_network(200, relu, quantised=True)) == 1
     assert _same_bits(_network(390, relu, quantised=True)) == 1
+
+
+@pytest.mark.parametrize("zero_points", [(3, 3), (100, 7)])
+def test_large_values_go_to_the_grid_and_back_at_once(zero_points):
+    """... as in onnxruntime, whether the operand may be written over or is an input."""
+    first, second = (np.uint8(number) for number in zero_points)
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["" : 13]>
+        m (float[2, 16, 64, 64] x) => (float[2, 16, 64, 64] y, float[2, 16, 64, 64] v) {
+            q = QuantizeLinear (x, s, z) c = Cast <to = 2> (q) y = DequantizeLinear (c, t, u)
+            n = Neg (x) r = QuantizeLinear (n, s, z) v = DequantizeLinear (r, t, u) }""")
+    tensors = {"s": np.float32(0.03), "t": np.float32([0.02]), "z": first, "u": second}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in tensors.items())
+    mirror, x = Mirror(model), RNG.normal(size=(2, 16, 64, 64), scale=2).astype(np.float32)
+    expected = open_session(model, optimize=False).run(None, {"x": x})
+    with torch.no_grad():
+        for _ in range(4):
+            found = mirror(torch.from_numpy(x))
+            assert all((ours.numpy() == theirs).all() for ours, theirs in zip(found, expected, strict=True))
+    calls = mirror.plan([torch.from_numpy(x)])._unrecorded.calls
+    assert len(calls) == 3, "each pair is one"

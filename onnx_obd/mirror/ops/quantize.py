@@ -102,22 +102,62 @@ def grid_axes(node: Node) -> str:
     return f"{' '.join(own)}, {parameter}, {parameter} -> {' '.join(own)}"
 
 
+def _element(x, y_scale, y_zero_point=None, *, output_dtype=0, elem_types=(0, 0, 0), **_) -> ElementType:
+    """What a tensor is quantised to."""
+    if y_zero_point is None:
+        return output_dtype or UINT8
+    return ElementType(elem_types[2] or elem_type_of(y_zero_point), y_zero_point.dtype)
+
+
 def _quantize(
     divide, x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype=0, precision=0, saturate=1,
     elem_types=(0, 0, 0),
 ):  # fmt: skip
     x, scale, zero_point = _spread_parameters(x, y_scale, y_zero_point, axis=axis, block_size=block_size)
-    element = output_dtype or UINT8
-    if y_zero_point is not None:
-        element = ElementType(elem_types[2] or elem_type_of(y_zero_point), y_zero_point.dtype)
+    element = _element(x, y_scale, y_zero_point, output_dtype=output_dtype, elem_types=elem_types)
     dtype = precision or _working(y_scale)
     ratio = divide(x.to(dtype), scale.to(dtype))
     return round_to(ratio, 0 if zero_point is None else zero_point.to(dtype), element, saturate)
 
 
+def _cast_to_what_it_is(step, cast, operands, others):
+    """A cast that changes nothing is passed over."""
+    return step.call if cast.attributes["to"] == _element(*operands, **step.attributes) else None
+
+
+def _there_and_back(step, back, operands, others):
+    """Quantised and dequantised by one scale and zero point each, without the whole numbers in between.
+
+    (saturate(round(x / s) + z) - z') s' is round(x / s) within limits that are z lower, plus z - z', times s'.
+    """
+    element, numbers = _element(*operands, **step.attributes), (*operands[1:], *others)
+    if len(numbers) < 4 or not all(isinstance(number, torch.Tensor) and number.numel() == 1 for number in numbers):
+        return None
+    (x, scale, _), (back_scale, _) = operands, others
+    if x.numel() < MANY or not x.is_cpu or isinstance(x, Quantised) or element.dtype.is_floating_point:
+        return None
+    one_dtype = x.dtype == scale.dtype == back_scale.dtype == _working(scale)
+    if not one_dtype or {"precision", "output_dtype"} & {*step.attributes, *back.attributes}:
+        return None
+    low, high = _limits(element)
+    divide = torch.Tensor.div_ if step.call.func is _quantize else torch.div
+
+    def run(x, scale, zero_point, back_scale, back_zero_point):
+        shift, back_shift = zero_point.item(), back_zero_point.item()
+        y = divide(x, scale.reshape(())).round_().clamp_(low - shift, high - shift)
+        return (y if shift == back_shift else y.add_(shift - back_shift)).mul_(back_scale.reshape(()))
+
+    return run
+
+
+MANY = 1 << 16
+"""Elements from which a pass over them takes longer than reading two numbers on the host."""
+
+
 @op(
     "QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28, second=viewed(_spread_parameters), recodes=True, axes=grid_axes,
     in_place=(partial(_quantize, torch.Tensor.div_),),
+    then={"Cast": _cast_to_what_it_is, "DequantizeLinear": _there_and_back},
 )  # fmt: skip
 def quantize_linear(
     x, y_scale, y_zero_point=None, *, axis=1, block_size=0, output_dtype: ElemType = 0, precision: DType = 0,
