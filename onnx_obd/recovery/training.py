@@ -252,38 +252,33 @@ class Training:
     def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The samples with parts of two others, and what the teacher makes of them: few samples become many.
 
-        First elements of x' take the places of x's, with a share t: each by itself, or a run of them (of a picture: a
-        band; CutMix, Yun et al. 2019). Then x (1 - t) + x'' t (mixup, Zhang et al. 2018). The teacher stands in for the
-        labels of both. t is uniform in [0, 1/2], each time and for each sample anew.
+        First a run of x's elements, a share t of them (of a picture: a band), is replaced by that of x' (CutMix, Yun et
+        al. 2019), then comes x (1 - t) + x'' t (mixup, Zhang et al. 2018). The teacher stands in for the labels of
+        both. t is uniform in [0, 1/2], each time and for each sample anew.
         """
         others = [self._others(batch, generator) for _ in range(2)]
-        if None in others:
-            return batch
-        runs = bool(torch.randint(2, (), generator=generator))
 
         def share(x: Tensor) -> Tensor:
             return 0.5 * torch.rand((len(x), *[1] * (x.dim() - 1)), generator=generator)
 
         def mixed(x: Tensor, second: Tensor, third: Tensor) -> Tensor:
-            places = torch.rand(x.shape, generator=generator)
-            if runs:
-                starts, count = places.reshape(len(x), -1)[:, :1], places[0].numel()
-                places = ((torch.arange(count) / count - starts) % 1.0).reshape(x.shape)
-            x = torch.where((places < share(x)).to(x.device), second, x)
-            return torch.lerp(x, third, share(x).to(x))
+            places = torch.arange(x[0].numel()).reshape(x[:1].shape) / max(1, x[0].numel())
+            run = (places - 2 * share(x)) % 1.0 < share(x)
+            return torch.lerp(torch.where(run.to(x.device), second, x), third, share(x).to(x))
 
         inputs = tuple(itertools.starmap(mixed, zip(batch.inputs, *others, strict=True)))
         with torch.no_grad():
             values = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
         return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(values, None)))
 
-    def _others(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...] | None:
-        """The inputs of a batch drawn at random, in random order if it is as large; None if the shapes are others."""
+    def _others(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """As many samples drawn from a batch drawn at random; the batch itself if those have other shapes."""
         other = self.train.batches[int(torch.randint(len(self.train.batches), (), generator=generator))]
-        if any(a.shape != b.shape for a, b in zip(batch.inputs, other.inputs, strict=True)):
-            return None
-        order = torch.randperm(batch.count, generator=generator)
-        return tuple(x[order] if len(x) == batch.count else x for x in other.inputs)
+        pairs = list(zip(batch.inputs, other.inputs, strict=True))
+        if all(len(a) == batch.count and len(b) == other.count and a.shape[1:] == b.shape[1:] for a, b in pairs):
+            drawn = torch.randint(other.count, (batch.count,), generator=generator)
+            return tuple(x[drawn] for x in other.inputs)
+        return other.inputs if all(a.shape == b.shape for a, b in pairs) else batch.inputs
 
     def _loss(self, batch: Batch, matching: bool) -> Tensor:
         """The mean loss of one batch: of the nodes' outputs while these are matched, of the objective from then on."""

@@ -71,7 +71,7 @@ def test_samples_are_composed_of_others_and_the_teacher_answers(pruned):
     drawn = [training._mixed(batch, generator) for _ in range(8)]
     x = torch.stack([each.inputs[0] for each in drawn])
     assert (x >= every.min(0).values - 1e-6).all() and (x <= every.max(0).values + 1e-6).all()
-    assert (x != batch.inputs[0]).any(-1).all() and not torch.equal(x[0], x[1])
+    assert (x != batch.inputs[0]).any(-1).double().mean() > 0.9 and not torch.equal(x[0], x[1])
     # Of 6 elements 3/4 stay on average, and 3/4 of each of those: nearer to the sample than another one is.
     assert (x - batch.inputs[0]).norm() < 0.75 * (every[-batch.count :] - x).norm()
     values = found.mirror.evaluate(drawn[0].inputs, outputs=found.objective.slots, weights=original)
