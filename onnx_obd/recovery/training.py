@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from onnx_obd.calibration.measure import Batch, Calibration
 from onnx_obd.errors import NumericalError, UsageError
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import is_float
+from onnx_obd.recovery.composed import Composer
 from onnx_obd.recovery.trainable import trainable_weights
 from onnx_obd.surgery.mask import restore, snapshot
 
@@ -133,7 +134,7 @@ class Training:
         weights = snapshot(self.mirror)
         self.doomed = {name: weights[name][gone] for name, gone in self.deleted.items()} if recipe.fade else {}
         self.nodes = _product_slots(calibration, self.teacher)
-        self.mixes = not self.objective.supervised and all(map(is_float, self.train.batches[0].inputs))
+        self.composer = Composer(self.train.batches, self.objective, self.teacher, original)
         self.scale = {name: _scale(weights[name], keep.get(name)) for name in self.names}
         loss = self.validation.loss() if not recipe.fade else math.inf
         self.state = State(weights, loss, loss)
@@ -208,7 +209,7 @@ class Training:
         optimizer.zero_grad(set_to_none=True)
         total = sum(batch.count for batch in batches)
         for batch in batches:
-            drawn = self._mixed(batch, generator) if self.mixes else batch
+            drawn = self.composer.composed(batch, generator) if self.composer.possible else batch
             (self._loss(drawn, matching) * (batch.count / total)).backward()
         optimizer.step()
         self._delete(done)
@@ -248,37 +249,6 @@ class Training:
             return self.validation.loss()
         except NumericalError:  # it has diverged
             return math.inf
-
-    def _mixed(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The samples with parts of two others, and what the teacher makes of them: few samples become many.
-
-        First a run of x's elements, a share t of them (of a picture: a band), is replaced by that of x' (CutMix, Yun et
-        al. 2019), then comes x (1 - t) + x'' t (mixup, Zhang et al. 2018). The teacher stands in for the labels of
-        both. t is uniform in [0, 1/2], each time and for each sample anew.
-        """
-        others = [self._others(batch, generator) for _ in range(2)]
-
-        def share(x: Tensor) -> Tensor:
-            return 0.5 * torch.rand((len(x), *[1] * (x.dim() - 1)), generator=generator)
-
-        def mixed(x: Tensor, second: Tensor, third: Tensor) -> Tensor:
-            places = torch.arange(x[0].numel()).reshape(x[:1].shape) / max(1, x[0].numel())
-            run = (places - 2 * share(x)) % 1.0 < share(x)
-            return torch.lerp(torch.where(run.to(x.device), second, x), third, share(x).to(x))
-
-        inputs = tuple(itertools.starmap(mixed, zip(batch.inputs, *others, strict=True)))
-        with torch.no_grad():
-            values = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
-        return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(values, None)))
-
-    def _others(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """As many samples drawn from a batch drawn at random; the batch itself if those have other shapes."""
-        other = self.train.batches[int(torch.randint(len(self.train.batches), (), generator=generator))]
-        pairs = list(zip(batch.inputs, other.inputs, strict=True))
-        if all(len(a) == batch.count and len(b) == other.count and a.shape[1:] == b.shape[1:] for a, b in pairs):
-            drawn = torch.randint(other.count, (batch.count,), generator=generator)
-            return tuple(x[drawn] for x in other.inputs)
-        return other.inputs if all(a.shape == b.shape for a, b in pairs) else batch.inputs
 
     def _loss(self, batch: Batch, matching: bool) -> Tensor:
         """The mean loss of one batch: of the nodes' outputs while these are matched, of the objective from then on."""

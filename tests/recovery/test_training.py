@@ -62,22 +62,6 @@ def test_targets_are_the_originals_although_the_mirror_is_pruned(pruned):
     assert training.train.loss() == pytest.approx(0, abs=1e-12)
 
 
-def test_samples_are_composed_of_others_and_the_teacher_answers(pruned):
-    found, original, keep = pruned
-    training = Training(found, original, keep, Recipe(epochs=1))
-    generator = torch.Generator().manual_seed(0)
-    every = torch.cat([batch.inputs[0] for batch in training.train.batches])
-    batch = training.train.batches[0]
-    drawn = [training._mixed(batch, generator) for _ in range(8)]
-    x = torch.stack([each.inputs[0] for each in drawn])
-    assert (x >= every.min(0).values - 1e-6).all() and (x <= every.max(0).values + 1e-6).all()
-    assert (x != batch.inputs[0]).any(-1).double().mean() > 0.9 and not torch.equal(x[0], x[1])
-    # Of 6 elements 3/4 stay on average, and 3/4 of each of those: nearer to the sample than another one is.
-    assert (x - batch.inputs[0]).norm() < 0.75 * (every[-batch.count :] - x).norm()
-    values = found.mirror.evaluate(drawn[0].inputs, outputs=found.objective.slots, weights=original)
-    torch.testing.assert_close(drawn[0].targets, tuple(found.objective.targets(values, None)))
-
-
 def test_no_time_is_no_training(pruned):
     found, original, keep = pruned
     before = snapshot(found.mirror)
@@ -159,7 +143,7 @@ def test_labels_take_the_teachers_place():
     training = Training(found, original, {}, Recipe(epochs=20))
     before = training.train.loss()
     training.run()
-    assert not training.mixes
+    assert not training.composer.possible
     assert training.train.loss() < before
 
 
