@@ -99,7 +99,13 @@ _prune_options = [
         show_default=True,
         help="If a round belies its prediction by over a factor of two: say so, take smaller steps, or stop.",
     ),
-    click.option("--recover-minutes", type=float, default=0.0, show_default=True, help="Masked training at the end."),
+    click.option(
+        "--recover-minutes",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Masked training at the end; also the time to look for the most speed within a drop or a loss.",
+    ),
     click.option(
         "--finetune-epochs",
         "--recover-epochs",

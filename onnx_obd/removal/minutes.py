@@ -43,7 +43,7 @@ class Minutes:
 
     @property
     def seconds_of_a_refit(self) -> float:
-        return REFIT * self._whole if self.everything else math.inf
+        return REFIT * self._whole if self.minutes > 0 else math.inf
 
     @property
     def over(self) -> bool:

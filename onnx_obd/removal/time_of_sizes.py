@@ -8,11 +8,13 @@ Conv costs the product of its channels), so they are measured anew from every st
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import onnx
 
+from onnx_obd.graph.session import open_session
 from onnx_obd.removal.thinning import Gone, Thinning
 from onnx_obd.runtime.latency import timed_feed
 from onnx_obd.runtime.variants import time_variants
@@ -20,8 +22,8 @@ from onnx_obd.runtime.variants import time_variants
 SHARES = (0.75, 0.5, 0.875, 0.25, 0.9375)
 """Of a family, how much is kept in the trials; with many families only the first of these."""
 
-SECONDS_EACH = 0.06
-"""For the timing of one variant."""
+SECONDS_EACH, RUNS_EACH = 0.06, 40
+"""For the timing of one variant, and as long as so many runs take at least."""
 
 MOST_VARIANTS = 64
 """Timed in one go."""
@@ -60,6 +62,16 @@ class TimeOfSizes:
             self._known[key] = self._measured(gone, progress)
         return self._known[key]
 
+    @cached_property
+    def _seconds_of_a_run(self) -> float:
+        """Of the whole model, roughly."""
+        options = self.options
+        session = open_session(self.thinning.shape(frozenset()), threads=options.threads, provider=options.provider)
+        session.run(None, self.feed)
+        start = time.perf_counter()
+        session.run(None, self.feed)
+        return time.perf_counter() - start
+
     def _measured(
         self, gone: Gone, progress: Callable[[int, int], None] | None
     ) -> tuple[float, dict[int, dict[int, float]]]:
@@ -73,7 +85,7 @@ class TimeOfSizes:
             self.feed,
             threads=self.options.threads,
             provider=self.options.provider,
-            seconds_each=SECONDS_EACH,
+            seconds_each=max(SECONDS_EACH, RUNS_EACH * self._seconds_of_a_run),
             progress=progress,
         )
         found: dict[int, dict[int, float]] = {family: {} for family in left}
