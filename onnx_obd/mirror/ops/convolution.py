@@ -55,8 +55,8 @@ def _conv_geometry(x, w, attributes):
     return geometry(x.shape[2:], w.shape[2:], attributes.get("auto_pad", "NOTSET"), *map(attributes.get, keys))
 
 
-IN_CACHE = 1 << 18
-"""Elements of what is laid out anew, windows or gradients, to have in memory at once (measured: best about here)."""
+IN_CACHE = 1 << 19
+"""Elements of laid-out windows to have in memory at once (measured: best about here)."""
 
 MANY_WINDOWS = 1 << 21
 """Elements of the laid-out windows of one sample from which a convolution, which needs none, is no slower."""
@@ -71,7 +71,7 @@ def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
     if axis != 0 or len(g[0]) != count:
         return None
     if call.wanted.index(True) == 2:
-        return None, None, sum_of_squares([each.flatten(2).sum(2) for each in g]).sum(0)
+        return None, None, sum_of_squares([each.sum((*range(2, x.dim()),)) for each in g]).sum(0)
     begin, end, strides, dilations = _conv_geometry(x, w, attributes)
     group = attributes.get("group", 1)
     if max(strides) == 1 and x.dim() == 4 and onednn.applies(x) and _few_pairs(w, g, group):
@@ -94,6 +94,9 @@ def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
 FEW_PAIRS = 24
 """Pairs of an input and an output of a group up to which ``_squares_by_pairs`` is faster than a product (measured)."""
 
+PAIRS_AT_ONCE = 1 << 20
+"""Elements of the gradients that it lays out anew at once: with fewer its calls cost too much (measured)."""
+
 
 def _few_pairs(w, g, group) -> bool:
     kernel, places = math.prod(w.shape[2:]), math.prod(g[0].shape[2:])
@@ -112,7 +115,7 @@ def _squares_by_pairs(x, w, g, begin, end, dilations, group):
     if begin != end or min(padding) < 0:
         x, padding = F.pad(x, torch_pads(begin, end)), [p + q for p, q in zip(padding, begin, strict=True)]
     inputs, outputs = w.shape[1], len(w) // group
-    chunk = max(1, IN_CACHE // (inputs * g[0][0].numel()))
+    chunk = max(1, PAIRS_AT_ONCE // (inputs * g[0][0].numel()))
     squares = w.new_zeros(outputs, group, inputs, *w.shape[2:])
     for start in range(0, len(x), chunk):
         kernels = x[start : start + chunk].reshape(-1, 1, *x.shape[2:])

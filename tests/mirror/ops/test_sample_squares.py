@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onnx_obd.mirror.ops import onednn
-from onnx_obd.mirror.ops.convolution import MANY_WINDOWS, conv
+from onnx_obd.mirror.ops.convolution import MANY_WINDOWS, PAIRS_AT_ONCE, conv
 from onnx_obd.mirror.ops.linear import IN_CACHE, product_squares
 from onnx_obd.mirror.registry import operator_of
 from onnx_obd.mirror.second import Call
@@ -64,11 +64,11 @@ def test_convolutions_are_squared_sample_by_sample(
         (6, 12, (3, 2), {"group": 3, "pads": [3, 3, 3, 3]}),
     ],
 )
-@pytest.mark.parametrize("in_cache", [1, IN_CACHE])
+@pytest.mark.parametrize("at_once", [1, PAIRS_AT_ONCE])
 def test_convolutions_of_few_channels_are_squared_sample_by_sample(
-    monkeypatch, channels, out, kernel, attributes, in_cache, layout
+    monkeypatch, channels, out, kernel, attributes, at_once, layout
 ):
-    monkeypatch.setattr("onnx_obd.mirror.ops.convolution.IN_CACHE", in_cache)
+    monkeypatch.setattr("onnx_obd.mirror.ops.convolution.PAIRS_AT_ONCE", at_once)
     for other in ("product_squares", "_squares_by_groups"):
         monkeypatch.delattr(f"onnx_obd.mirror.ops.convolution.{other}")
     assert_squared_sample_by_sample(channels, out, kernel, attributes, layout)
