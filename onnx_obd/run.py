@@ -145,7 +145,7 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     parts = scoring_samples.split(ACCEPTANCE, options.seed + 1) if len(scoring_samples) > 1 else (scoring_samples,) * 2
     fitting, acceptance = (Calibration(mirror, objective, part, batch_size) for part in parts)
     prunable = [weight.name for weight in weights if weight.prunable]
-    times = 0 if _has_many_positions(fitting, prunable) else MIXTURES
+    times = MIXTURES if _one_position_each(fitting, prunable) else 0
     refitting, refit_acceptance = (with_mixtures(part, times, options.seed) for part in (fitting, acceptance))
     run = Run(
         model=model,
@@ -181,13 +181,14 @@ def weights_of(mirror: Mirror, objective: Objective, options: Options) -> list[W
     )
 
 
-def _has_many_positions(calibration: Calibration, names: list[str]) -> bool:
-    """Does a sample pass several times through any of the weights, as through a convolution's?"""
+def _one_position_each(calibration: Calibration, names: list[str]) -> bool:
+    """Does every sample pass once, not at many places as in a convolution, through each weight that can be refitted?"""
     batch = calibration.batches[0]
     operands, _ = find_operands(calibration.mirror, batch, names)
     with torch.no_grad():
         values = (calibration.mirror.evaluate(batch.inputs, outputs=operand.slots) for operand in operands)
-        return any(each.product(found).positions > batch.count for each, found in zip(operands, values, strict=True))
+        counts = [operand.product(found).positions for operand, found in zip(operands, values, strict=True)]
+    return bool(counts) and max(counts) <= batch.count
 
 
 def _check_finite(mirror: Mirror, weights: list[WeightSummary]) -> None:
