@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onnx_obd.mirror.mirror import Mirror
-from onnx_obd.mirror.ops import onednn
+from onnx_obd.mirror.ops import onednn, recurrent
 from tests.mirror.harness import case, check_forward, rand
 
 X = rand(3, 4, 6, 5)
@@ -42,6 +42,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_small_products_too(case, monkeypatch):
     monkeypatch.setattr(onednn, "MANY_PRODUCTS", 1)
+    monkeypatch.setattr(recurrent, "MANY_STATES", 1)
     check_forward(case)
 
 
