@@ -54,6 +54,7 @@ demo: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 test: lint
 	$(BIN)/python -m pytest -q -n $(JOBS)
