@@ -79,7 +79,9 @@ _prune_options = [
     click.option("--curvature", default="lecun_scaled", show_default=True, help="Estimator of second derivatives."),
     click.option("--rounds", type=int, help="Delete in so many steps; 12 by default, fewer where one takes long."),
     click.option("--objective", default="auto", show_default=True, help="auto, kl, squared, ..., module:function."),
-    click.option("--temperature", type=float, help="Softens the outputs; by default their spread, 1 with labels."),
+    click.option(
+        "--temperature", type=float, help="Softens the outputs; by default their spread, or 1 or so with labels."
+    ),
     click.option("--include", multiple=True, callback=_patterns, help="Only weights whose name matches (*, ?, [..])."),
     click.option("--exclude", multiple=True, callback=_patterns, help="Not the weights whose name matches."),
     click.option("--prune-biases", is_flag=True, help="Rank biases and normalisation parameters too."),

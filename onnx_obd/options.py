@@ -33,7 +33,8 @@ class Options:
         num_probes: random output vectors per sample for the estimated scale.
         probe_samples: samples that get them.
         objective: "auto", "kl", "squared", "labels", "divergence", or "module:function".
-        temperature: of the softened divergence; None for the spread of the logits, or 1 with labels.
+        temperature: of the softened divergence; None for the spread of the logits, or with labels 1, and more where the
+            network is surer than the samples can tell.
         held_back: fraction of the samples that every printed number is measured on, in (0, 1).
         samples: use at most this many, evenly spread.
         batch_size: samples per mirror run, where the model can take several.

@@ -87,7 +87,7 @@ class SoftmaxHead:
 
     L = mean over rows of KL(t ‖ p),  p = softmax(z / T);  H = (diag(p) − p pᵀ) / T² per row, divided by the rows.
 
-    t is softmax(z₀ / T) of the original, or one-hot labels with T = 1 (then L is the cross-entropy). ``rows`` views z
+    t is softmax(z₀ / T) of the original, or one-hot labels (then L is the cross-entropy). ``rows`` views z
     as [rows, classes].
     """
 

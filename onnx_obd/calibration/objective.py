@@ -19,6 +19,7 @@ from onnx_obd.calibration.custom import CustomHead
 from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead, SquaredHead, random_signs
 from onnx_obd.calibration.outputs import float_outputs, terminal
 from onnx_obd.calibration.python_source import find_function, is_function_spec
+from onnx_obd.calibration.temperature import spread, supported
 from onnx_obd.errors import DataError, UsageError
 from onnx_obd.mirror.mirror import Mirror
 
@@ -111,7 +112,8 @@ def choose_objective(
         labels: int64 classes [N] or float targets [N, ...] of all samples; None for a label-free objective.
         kind: "auto", "kl" (the outputs are logits or distributions), "squared", "labels" / "divergence" to insist
             on using or ignoring the labels, or "module:function" for a loss of the user's own (see ``custom``).
-        temperature: of the softened divergence; by default the spread of the logits, 1 with labels.
+        temperature: of the softened divergence; by default the spread of the logits, or with labels 1, and more where
+            the network is surer than the samples can tell (``temperature.supported``).
 
     Raises:
         ModelError: no float output depends on a weight.
@@ -130,7 +132,7 @@ def choose_objective(
     looks = [_Look(mirror, slot, as_distribution=kind != "squared") for slot in slots]
     with torch.no_grad():
         values = [mirror.evaluate(inputs, outputs=[look.slot for look in looks]) for inputs in batches]
-    wants = _Wants(kind, supervised and not labels.is_floating_point(), temperature or (1.0 if supervised else None))
+    wants = _Wants(kind, supervised, supervised and not labels.is_floating_point(), temperature)
     heads = [look.head(found, wants, notes) for look, found in zip(looks, zip(*values, strict=True), strict=True)]
     if supervised:
         heads = [_labelled_head(heads, labels)]
@@ -140,11 +142,16 @@ def choose_objective(
 
 @dataclass(frozen=True)
 class _Wants:
-    """What the user said: the kind of objective, whether there are class labels, the temperature (None: spread)."""
+    """What the user said: the kind of objective, whether there are labels, and of classes, and the temperature."""
 
     kind: str
+    supervised: bool
     classes: bool
     temperature: float | None
+
+    def temperature_of(self, rows: Sequence[Tensor]) -> float:
+        """That asked for, or the one that fits the logits."""
+        return self.temperature or (supported(rows) if self.supervised else spread(rows))
 
 
 @dataclass
@@ -168,12 +175,13 @@ class _Look:
     def head(self, values: Sequence[Tensor], wants: _Wants, notes: list[str]) -> Head:
         name = self.mirror.name_of(self.slot)
         if self.distribution == "bernoulli":
-            spread = _spread([z.reshape(-1, 1) for z in values], centred=False)
-            return SigmoidHead(name, self.slot, wants.temperature or spread)
+            pairs = [torch.stack((z, torch.zeros_like(z)), -1).reshape(-1, 2) for z in values]
+            fitting = supported(pairs) if wants.supervised else spread([pair[:, :1] for pair in pairs], centred=False)
+            return SigmoidHead(name, self.slot, wants.temperature or fitting)
         rows = self.distribution
         if rows is None and wants.kind != "squared" and _are_probabilities(values):
             logits = [_last_axis_rows(p).clamp_min(ProbabilityHead.FLOOR).log() for p in values]
-            return ProbabilityHead(name, self.slot, wants.temperature or _spread(logits))
+            return ProbabilityHead(name, self.slot, wants.temperature_of(logits))
         if rows is None and wants.kind != "squared" and values[0].dim() >= 2:
             looks_so = values[0].dim() == 2 and (wants.classes or _look_like_logits(values))
             if wants.kind == "kl" or looks_so:
@@ -181,21 +189,10 @@ class _Look:
             if looks_so and not wants.classes and wants.kind != "kl":
                 notes.append(f"output '{name}' looks like logits of a classifier; --objective squared if it is not")
         if rows is not None:
-            return SoftmaxHead(name, self.slot, rows, wants.temperature or _spread([rows(z) for z in values]))
+            return SoftmaxHead(name, self.slot, rows, wants.temperature_of([rows(z) for z in values]))
         everything = torch.cat([z.double().reshape(-1) for z in values])
         variance = float(everything.var()) if everything.numel() > 1 else 0.0
         return SquaredHead(name, self.slot, variance if variance > 0 else 1.0)
-
-
-def _spread(rows: Sequence[Tensor], centred: bool = True) -> float:
-    """The root mean square of logits about the mean of their row.
-
-    As the temperature it makes the objective independent of the scale of the logits: a network trained on confident
-    data, or on inputs of 0 to 255, has none of its curvature hidden in the flat parts of the softmax.
-    """
-    z = torch.cat([row.double() for row in rows])
-    z = z - z.mean(-1, keepdim=True) if centred else z
-    return max(float(z.square().mean().sqrt()), 1e-6)
 
 
 def _last_axis_rows(z: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""How far the logits of an objective are divided before they become probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+HIGHEST = 1e9
+"""Of a temperature. A row of one class, or with all others at minus infinity, is as sure at any."""
+
+
+def spread(rows: Sequence[Tensor], centred: bool = True) -> float:
+    """The root mean square of logits about the mean of their row; each of ``rows`` is [n, classes].
+
+    As the temperature it makes the objective independent of the scale of the logits: a network trained on confident
+    data, or on inputs of 0 to 255, has none of its curvature hidden in the flat parts of the softmax.
+    """
+    z = torch.cat([row.double() for row in rows])
+    z = z - z.mean(-1, keepdim=True) if centred else z
+    return max(float(z.square().mean().sqrt()), 1e-6)
+
+
+def supported(rows: Sequence[Tensor]) -> float:
+    """The least T, 1 or more, at which the network is no surer than so many samples can tell.
+
+    N samples that are all right speak for (N + 1) / (N + 2) of all (Laplace's rule of succession), so at T the mean
+    over the rows of max softmax(z / T) is that at most. With labels T = 1 is the loss of the paper; a network that puts
+    out probabilities of exactly 0 and 1 has no curvature there, and every saliency would be zero.
+    """
+    z = torch.cat([row.double() for row in rows])
+    most = (len(z) + 1) / (len(z) + 2)
+
+    def sure(temperature: float) -> bool:
+        return float((z / temperature).softmax(-1).max(-1).values.mean()) > most
+
+    low = high = 1.0
+    while sure(high) and high < HIGHEST:
+        low, high = high, 2 * high
+    while high - low > 1e-3 * low:
+        middle = (low + high) / 2
+        low, high = (middle, high) if sure(middle) else (low, middle)
+    return high
