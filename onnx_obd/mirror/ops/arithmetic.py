@@ -42,9 +42,8 @@ def binary(
 
         if old:
             op(name, *old, second=second and viewed(align, second), axes=aligned, **traits)(with_axis)
-        return op(name, *since, second=second, sample_squares=squares, axes=ELEMENTWISE, in_place=in_place, **traits)(
-            function
-        )
+        current = op(name, *since, second=second, sample_squares=squares, axes=ELEMENTWISE, in_place=in_place, **traits)
+        return current(function)
 
     return register
 

@@ -35,17 +35,9 @@ def constant(
 
 
 @op(
-    "ConstantOfShape",
-    9,
-    20,
-    21,
-    23,
-    24,
-    25,
-    differentiable=False,
-    axes=lambda node: f"_ -> {' '.join(names(node.outputs[0].dim()))}",
-    spelled=spelled_shape("shape"),
-)
+    "ConstantOfShape", 9, 20, 21, 23, 24, 25, differentiable=False,
+    axes=lambda node: f"_ -> {' '.join(names(node.outputs[0].dim()))}", spelled=spelled_shape("shape"),
+)  # fmt: skip
 def constant_of_shape(shape: Ints, *, value=None, like: Like):
     return like.new_zeros(shape) if value is None else value.reshape(()).expand(shape).clone()
 

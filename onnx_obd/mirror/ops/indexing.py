@@ -102,11 +102,9 @@ def gather(x, indices, *, axis=0):
 
 
 @movement_op(
-    "GatherElements",
-    11,
-    13,
+    "GatherElements", 11, 13,
     axes=lambda node: f"{along('axis')(node)}, {along('axis')(node)} -> {along('axis')(node)}",
-)
+)  # fmt: skip
 def gather_elements(x, indices, *, axis=0):
     return x.gather(axis, _from_start(indices, x.shape[axis]))
 

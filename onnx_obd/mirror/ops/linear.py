@@ -200,19 +200,9 @@ def gemm_product(position, inputs, attributes) -> Product:
 
 
 @op(
-    "Gemm",
-    1,
-    6,
-    7,
-    9,
-    11,
-    13,
-    second=_gemm_second,
-    sample_squares=_gemm_sample_squares,
-    weights=(0, 1),
-    axes=gemm_axes,
-    product=gemm_product,
-)
+    "Gemm", 1, 6, 7, 9, 11, 13, second=_gemm_second, sample_squares=_gemm_sample_squares, weights=(0, 1),
+    axes=gemm_axes, product=gemm_product,
+)  # fmt: skip
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
     a = a.mT if transA else a
     if not a.is_floating_point():

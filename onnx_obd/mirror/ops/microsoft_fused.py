@@ -129,10 +129,8 @@ def _fused_matmul_axes(node: Node) -> str | None:
 
 
 def _fused_matmul_product(position, inputs, attributes) -> Product | None:
-    alpha, turns = (
-        attributes.get("alpha", 1.0),
-        [(attributes.get(f"trans{side}", 0), attributes.get(f"transBatch{side}", 0)) for side in "AB"],
-    )
+    alpha = attributes.get("alpha", 1.0)
+    turns = [(attributes.get(f"trans{side}", 0), attributes.get(f"transBatch{side}", 0)) for side in "AB"]
     found = matrix_product(position, *(_turned(value, *turn) for value, turn in zip(inputs, turns, strict=True)))
     return found and replace(
         found,

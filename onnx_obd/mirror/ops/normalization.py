@@ -142,14 +142,9 @@ def batch_axes(trained: bool) -> str:
 
 
 @op(
-    "BatchNormalization",
-    14,
-    15,
-    second=_batch_second,
-    sample_squares=_batch_sample_squares,
-    constants=(3, 4),
+    "BatchNormalization", 14, 15, second=_batch_second, sample_squares=_batch_sample_squares, constants=(3, 4),
     axes=lambda node: batch_axes(node.get("training_mode")),
-)
+)  # fmt: skip
 def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0,
                         outputs: OutputCount = 1):  # fmt: skip
     if training_mode:
@@ -158,16 +153,9 @@ def batch_normalization(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9
 
 
 @op(
-    "BatchNormalization",
-    1,
-    6,
-    7,
-    9,
-    second=_batch_second,
-    sample_squares=_batch_sample_squares,
-    constants=(3, 4),
+    "BatchNormalization", 1, 6, 7, 9, second=_batch_second, sample_squares=_batch_sample_squares, constants=(3, 4),
     axes=lambda node: batch_axes(len(node.outputs) > 1 and not node.get("is_test")),
-)
+)  # fmt: skip
 def batch_normalization_1(x, scale, bias, mean, var, *, epsilon=1e-5, is_test=0, momentum=0.9,
                           spatial=1, outputs: OutputCount = 1):  # fmt: skip
     """In the old versions the number of outputs says whether it trains."""
@@ -199,21 +187,17 @@ def instance_normalization(x, scale, bias, *, epsilon=1e-5):
 
 
 @op(
-    "GroupNormalization",
-    21,
-    second=_group_second,
+    "GroupNormalization", 21, second=_group_second,
     axes="n (num_groups _) _*, (num_groups _), (num_groups _) -> n (num_groups _) _*",
-)
+)  # fmt: skip
 def group_normalization(x, scale, bias, *, epsilon=1e-5, num_groups, stash_type: DType = torch.float32):
     return _group_norm(x, num_groups, scale, bias, epsilon)
 
 
 @op(
-    "GroupNormalization",
-    18,
-    second=_group_second,
+    "GroupNormalization", 18, second=_group_second,
     axes="n (num_groups _) _*, num_groups, num_groups -> n (num_groups _) _*",
-)
+)  # fmt: skip
 def group_normalization_18(x, scale, bias, *, epsilon=1e-5, num_groups):
     """Scale and bias are per group, not yet per channel."""
     channels = x.shape[1] // num_groups
