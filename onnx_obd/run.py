@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
-from onnx_obd.calibration.memory import fitting_batch_size, sample_bytes
+from onnx_obd.calibration.memory import fitting_batch_size, value_bytes
 from onnx_obd.calibration.mixtures import with_mixtures
 from onnx_obd.calibration.objective import Objective, choose_objective
 from onnx_obd.calibration.quality import assess, head_values
@@ -132,10 +132,10 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     with progress.stage("comparing with onnxruntime"):
         some = scoring_samples.subset(range(min(COMPARED_SAMPLES, len(scoring_samples))))
         mirror_error = compare_with_onnxruntime(mirror, model.proto, some)
+    sizes = value_bytes(mirror, scoring_samples)
     if options.rounds is None:
-        options = replace(options, rounds=default_rounds(sample_bytes(mirror, scoring_samples) * len(scoring_samples)))
-    batch_size = fitting_batch_size(mirror, scoring_samples, options.batch_size)
-    batch_size = mirror_batch_size(mirror, scoring_samples, batch_size)
+        options = replace(options, rounds=default_rounds(sum(sizes) * len(scoring_samples)))
+    batch_size = mirror_batch_size(mirror, scoring_samples, fitting_batch_size(sizes, options.batch_size))
     objective = _objective(mirror, scoring_samples, batch_size, options)
     scoring = Calibration(mirror, objective, scoring_samples, batch_size)
     weights = weights_of(mirror, objective, options)
@@ -144,9 +144,6 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         raise ModelError("no weight can be pruned; 'onnx-obd inspect' says why for each")
     parts = scoring_samples.split(ACCEPTANCE, options.seed + 1) if len(scoring_samples) > 1 else (scoring_samples,) * 2
     fitting, acceptance = (Calibration(mirror, objective, part, batch_size) for part in parts)
-    prunable = [weight.name for weight in weights if weight.prunable]
-    times = MIXTURES if _one_position_each(fitting, prunable) else 0
-    refitting, refit_acceptance = (with_mixtures(part, times, options.seed) for part in (fitting, acceptance))
     run = Run(
         model=model,
         mirror=mirror,
@@ -154,16 +151,19 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
         scoring=scoring,
         fitting=fitting,
         acceptance=acceptance,
-        refitting=refitting,
-        refit_acceptance=refit_acceptance,
+        refitting=fitting,
+        refit_acceptance=acceptance,
         held_back=Calibration(mirror, objective, held_back_samples, batch_size),
-        probed=probed_samples(scoring, options.probe_samples, prunable),
+        probed=probed_samples(scoring, options.probe_samples, [weight.name for weight in weights if weight.prunable]),
         weights=weights,
         options=options,
         progress=progress,
         mirror_error=mirror_error,
         original=snapshot(mirror),
     )
+    if _one_position_each(run):
+        parts = (with_mixtures(part, MIXTURES, options.seed) for part in (fitting, acceptance))
+        run.refitting, run.refit_acceptance = parts
     run.original_values = head_values(run.held_back)
     run.original_loss = run.scoring.loss()
     run.seconds["prepare"] = time.perf_counter() - start
@@ -181,12 +181,11 @@ def weights_of(mirror: Mirror, objective: Objective, options: Options) -> list[W
     )
 
 
-def _one_position_each(calibration: Calibration, names: list[str]) -> bool:
+def _one_position_each(run: Run) -> bool:
     """Does every sample pass once, not at many places as in a convolution, through each weight that can be refitted?"""
-    batch = calibration.batches[0]
-    operands, _ = find_operands(calibration.mirror, batch, names)
+    batch, (operands, _) = run.probed.batches[0], run.operands
     with torch.no_grad():
-        values = (calibration.mirror.evaluate(batch.inputs, outputs=operand.slots) for operand in operands)
+        values = (run.mirror.evaluate(batch.inputs, outputs=operand.slots) for operand in operands)
         counts = [operand.product(found).positions for operand, found in zip(operands, values, strict=True)]
     return bool(counts) and max(counts) <= batch.count
 

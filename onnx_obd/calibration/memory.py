@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,28 +19,24 @@ SHARE = 0.5
 """Of the memory that is free now."""
 
 
-def fitting_batch_size(mirror: Mirror, samples: Samples, wanted: int) -> int:
+def fitting_batch_size(sizes: Sequence[int], wanted: int) -> int:
     """``wanted`` or fewer, at least one: as many samples as a pass back through the graph has memory for.
 
     Nor so many that a value has more than ``SLICE`` bytes: its memory would come from the system anew each time, which
-    can take longer than the arithmetic. From the values of one sample; shapes that grow faster than the samples are not
-    foreseen.
+    can take longer than the arithmetic. Shapes that grow faster than the samples are not foreseen.
+
+    Args:
+        sizes: of the values of one sample (``value_bytes``).
     """
     if wanted <= 1:
         return wanted
-    sizes, free = _value_bytes(mirror, samples), free_memory()
-    fast = SLICE // max([1, *sizes])
+    free, fast = free_memory(), SLICE // max([1, *sizes])
     held = wanted if free is None else int(SHARE * free) // max(1, COPIES * sum(sizes))
     return max(1, min(wanted, fast, held))
 
 
-def sample_bytes(mirror: Mirror, samples: Samples) -> int:
-    """Bytes of all values that the nodes make of the first sample."""
-    return sum(_value_bytes(mirror, samples))
-
-
-def _value_bytes(mirror: Mirror, samples: Samples) -> list[int]:
-    """Of each of them, views not counted."""
+def value_bytes(mirror: Mirror, samples: Samples) -> list[int]:
+    """Bytes of each of the values that the nodes make of the first sample, views not counted."""
     inputs = [to_torch(samples.feeds[0].get(name)) for name in mirror.input_names]
     with torch.no_grad():
         env = mirror.program.record(mirror.start(inputs))

@@ -43,8 +43,8 @@ def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibratio
 
     Of few samples the loss often hangs on one or two; their mixtures show what else may happen.
     """
-    mixed = mixtures(calibration.samples, times, seed) if times else None
-    if mixed is None or calibration.objective.supervised:
+    mixed = None if calibration.objective.supervised else mixtures(calibration.samples, times, seed)
+    if mixed is None:
         return calibration
     own, made = calibration.samples, mixed.samples
     both = Samples.from_feeds(own.feeds + made.feeds, source=f"{own.source}, and mixtures", batchable=own.batchable)

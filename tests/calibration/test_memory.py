@@ -16,21 +16,21 @@ def setting():
 
 
 def test_the_bytes_of_a_sample_are_those_of_its_values():
-    assert memory.sample_bytes(*setting()) == 4 * (5 + 5 + 3)
+    assert sum(memory.value_bytes(*setting())) == 4 * (5 + 5 + 3)
 
 
 def test_the_batch_shrinks_to_the_memory_there_is(monkeypatch):
-    mirror, samples = setting()
+    sizes = memory.value_bytes(*setting())
     for free, expected in ((10**9, 32), (8 * 52 * 5, 5), (1, 1), (None, 32)):
         monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
-        assert memory.fitting_batch_size(mirror, samples, 32) == expected
+        assert memory.fitting_batch_size(sizes, 32) == expected
 
 
 def test_a_batch_has_no_value_that_the_c_library_does_not_keep(monkeypatch):
-    mirror, samples = setting()
+    sizes = memory.value_bytes(*setting())
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     monkeypatch.setattr(memory, "SLICE", 4 * 5 * 7)  # seven samples of the largest value
-    assert memory.fitting_batch_size(mirror, samples, 32) == 7
+    assert memory.fitting_batch_size(sizes, 32) == 7
 
 
 def test_this_machine_says_how_much_there_is():
