@@ -13,6 +13,7 @@ from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, Softm
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.mixtures import mixtures
 from onnx_obd.calibration.quality import head_values, tell_apart
+from onnx_obd.calibration.temperature import bracket
 from onnx_obd.mirror.mirror import Mirror
 
 STANDARD_ERRORS = 1.0
@@ -125,12 +126,11 @@ def consistent_temperature(rows: Tensor, classes: Tensor) -> float:
     """
     wanted = rows.gather(-1, classes[:, None]).mean()
     spread = max(float(rows.std()), 1e-12)
-    low, high = math.log(SURE * spread), math.log(UNSURE * spread)
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        found = ((rows / math.exp(middle)).softmax(-1) * rows).sum(-1).mean()
-        low, high = (middle, high) if found > wanted else (low, middle)
-    return math.exp((low + high) / 2)
+
+    def too_low(temperature: float) -> bool:
+        return bool(((rows / temperature).softmax(-1) * rows).sum(-1).mean() > wanted)
+
+    return math.sqrt(math.prod(bracket(too_low, SURE * spread, UNSURE * spread)))
 
 
 def _logits(head: Head, value: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,10 +36,15 @@ def supported(rows: Sequence[Tensor]) -> float:
     def sure(temperature: float) -> bool:
         return float((z / temperature).softmax(-1).max(-1).values.mean()) > most
 
-    low = high = 1.0
+    high = 1.0
     while sure(high) and high < HIGHEST:
-        low, high = high, 2 * high
-    while high - low > 1e-3 * low:
-        middle = (low + high) / 2
-        low, high = (middle, high) if sure(middle) else (low, middle)
-    return high
+        high *= 2
+    return bracket(sure, high / 2, high)[1] if high > 1 else 1.0
+
+
+def bracket(too_low: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
+    """By bisection, where ``too_low`` goes from true to false between two temperatures, to a thousandth of it."""
+    while high > low * math.exp(1e-3):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if too_low(middle) else (low, middle)
+    return low, high
