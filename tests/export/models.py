@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from onnx_obd.graph.weights import find_weights
 
 FLOAT = TensorProto.FLOAT
 
@@ -57,13 +61,8 @@ def dense_net(
     return model(nodes, inputs, outputs, initializers, ir_version=ir_version, opset=opset)
 
 
-def every_place() -> onnx.ModelProto:
-    """A model with a float weight in every place ONNX has, and with all that must survive.
-
-    Inputs x [N, 19] and flag, output y [N, 13].
-    Weights: W [19, 31] raw, V [31, 29] in float_data, constant ``K`` [29, 17], ``T`` [17, 13] in the then branch and
-    ``E`` [17, 13] in the else branch (which also has a Constant ``B`` [13, 13]), ``F`` [13, 13] in a function.
-    """
+def _branches() -> dict[str, onnx.GraphProto]:
+    """Of the If of ``every_place``."""
     then_branch = helper.make_graph(
         [helper.make_node("MatMul", ["k", "T"], ["t"])],
         "then",
@@ -82,7 +81,12 @@ def every_place() -> onnx.ModelProto:
         [value("e", "N", 13)],
         [numpy_helper.from_array(normal(17, 13, seed=2), "E")],
     )
-    function = helper.make_function(
+    return {"then_branch": then_branch, "else_branch": else_branch}
+
+
+def _project() -> onnx.FunctionProto:
+    """A function of the model with a weight in its body."""
+    return helper.make_function(
         "local",
         "Project",
         ["a"],
@@ -93,12 +97,21 @@ def every_place() -> onnx.ModelProto:
         ],
         [helper.make_opsetid("", 13)],
     )
+
+
+def every_place() -> onnx.ModelProto:
+    """A model with a float weight in every place ONNX has, and with all that must survive.
+
+    Inputs x [N, 19] and flag, output y [N, 13].
+    Weights: W [19, 31] raw, V [31, 29] in float_data, constant ``K`` [29, 17], ``T`` [17, 13] in the then branch and
+    ``E`` [17, 13] in the else branch (which also has a Constant ``B`` [13, 13]), ``F`` [13, 13] in a function.
+    """
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["w"], doc_string="a node's doc"),
         helper.make_node("MatMul", ["w", "V"], ["v"]),
         helper.make_node("Constant", [], ["K"], value=numpy_helper.from_array(normal(29, 17, seed=4), "K_value")),
         helper.make_node("MatMul", ["v", "K"], ["k"]),
-        helper.make_node("If", ["flag"], ["i"], then_branch=then_branch, else_branch=else_branch),
+        helper.make_node("If", ["flag"], ["i"], **_branches()),
         helper.make_node("Project", ["i"], ["p"], domain="local"),
         helper.make_node("Reshape", ["p", "shape"], ["y"]),
     ]
@@ -109,7 +122,7 @@ def every_place() -> onnx.ModelProto:
     ]
     inputs = [value("x", "N", 19), value("flag", elem_type=TensorProto.BOOL)]
     proto = model(
-        nodes, inputs, [value("y", "M", 13)], weights, functions=[function], domains=("local", "some.unused.domain")
+        nodes, inputs, [value("y", "M", 13)], weights, functions=[_project()], domains=("local", "some.unused.domain")
     )
     proto.graph.value_info.extend([value("w", "N", 31), value("W", 19, 31)])
     proto.graph.initializer[0].doc_string = "a tensor's doc"
@@ -130,3 +143,12 @@ def save_external(proto: onnx.ModelProto, path, location: str = "weights.bin") -
 def thinned(array: np.ndarray, density: float = 0.1, seed: int = 0) -> np.ndarray:
     """``array`` with all but about ``density`` of its elements zero."""
     return np.where(np.random.default_rng(seed).random(array.shape) < density, array, np.zeros_like(array))
+
+
+def thin_weights(proto: onnx.ModelProto, density: float = 0.1) -> dict[str, np.ndarray]:
+    weights = {name: weight.read(proto) for name, weight in find_weights(proto).items()}
+    return {name: thinned(array, density) for name, array in weights.items() if array.ndim > 1}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

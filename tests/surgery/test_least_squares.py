@@ -22,14 +22,18 @@ def dense(gram, support, g, r):
     return s, gram[g][s][:, s] + 0.05 * gram[g].diagonal().mean() * torch.eye(int(s.sum()))
 
 
-def test_rows_are_solved_on_their_own_supports(systems):
-    gram, targets, support = systems
+def assert_solved(gram, targets, support):
     found = solve_supported(gram, targets, support, ridge=0.05)
     for g in range(2):
         for r in range(4):
             s, a = dense(gram, support, g, r)
             torch.testing.assert_close(found[g, r, s], torch.linalg.solve(a, targets[g, r, s]))
             assert (found[g, r, ~s] == 0).all()
+
+
+def test_rows_are_solved_on_their_own_supports(systems):
+    gram, targets, support = systems
+    assert_solved(gram, targets, support)
 
 
 @pytest.mark.parametrize("deleted", [1, 5, 6], ids=["few", "most", "all"])
@@ -37,12 +41,7 @@ def test_whether_few_or_most_are_deleted_makes_no_difference(systems, deleted):
     """Of a row that kept more than half the system of the deleted columns is solved."""
     gram, targets, _ = systems
     support = torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(1)).argsort(-1) >= deleted
-    found = solve_supported(gram, targets, support, ridge=0.05)
-    for g in range(2):
-        for r in range(4):
-            s, a = dense(gram, support, g, r)
-            torch.testing.assert_close(found[g, r, s], torch.linalg.solve(a, targets[g, r, s]))
-            assert (found[g, r, ~s] == 0).all()
+    assert_solved(gram, targets, support)
 
 
 def test_inverse_diagonals_are_those_of_the_survivors(systems):
@@ -66,9 +65,4 @@ def test_rows_that_share_a_support_are_solved_together(systems, monkeypatch):
     support[1, 0] = False
     monkeypatch.setattr(least_squares, "_solve_rows", lambda _, targets, support: torch.zeros_like(targets))
     monkeypatch.setattr(least_squares, "SHARED_BY", 2)
-    found = solve_supported(gram, targets, support, ridge=0.05)
-    for g in range(2):
-        for r in range(4):
-            s, a = dense(gram, support, g, r)
-            torch.testing.assert_close(found[g, r, s], torch.linalg.solve(a, targets[g, r, s]))
-            assert (found[g, r, ~s] == 0).all()
+    assert_solved(gram, targets, support)
