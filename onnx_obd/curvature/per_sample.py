@@ -52,12 +52,12 @@ def mean_squares(
     for done, batch in enumerate(calibration.batches):
         root = (batch.count / calibration.num_samples) ** 0.5
         layout = find_layout(mirror, outputs, batch.inputs, batch.count, names)
-        run = _run_together(layout, mirror, batch) if batch.count > 1 else _run_alone(layout, mirror, batch)
+        run, values = (_run_together if batch.count > 1 else _run_alone)(layout, mirror, batch)
         with torch.no_grad():
-            vectors = directions([value.detach() for value in run.values], batch)
+            vectors = directions([value.detach() for value in values], batch)
         scaled = ([root * u for u in vector] for vector in vectors)
         for columns, last in _stacked(scaled, run.columns_at_once()):
-            run.add_squares(columns, total, last)
+            run.add_squares(values, columns, total, last)
         if progress:
             progress(done + 1, len(calibration.batches))
     for name in names:
@@ -100,21 +100,20 @@ def _add(total: Squares, name: str, squares: Tensor) -> None:
 class _Alone:
     """A single sample that ran forward: the square of its gradient is what is asked for."""
 
-    values: list[Tensor]
     weights: dict[str, Tensor]
 
     def columns_at_once(self) -> int:
         return 1
 
-    def add_squares(self, columns: Sequence[Tensor], total: Squares, last: bool) -> None:
-        pairs = [(value, column[0]) for value, column in zip(self.values, columns, strict=True) if value.requires_grad]
+    def add_squares(self, values: Sequence[Tensor], columns: Sequence[Tensor], total: Squares, last: bool) -> None:
+        pairs = [(value, column[0]) for value, column in zip(values, columns, strict=True) if value.requires_grad]
         found = _gradients(pairs, list(self.weights.values()), last)
         for name, gradient in zip(self.weights, found, strict=True):
             if gradient is not None:
                 _add(total, name, gradient.square())
 
 
-def _run_alone(layout: Layout, mirror: Mirror, batch: Batch) -> _Alone:
+def _run_alone(layout: Layout, mirror: Mirror, batch: Batch) -> tuple[_Alone, Sequence[Tensor]]:
     env = mirror.start(batch.inputs, layout.plan)
     weights = {}
     for slot in mirror.weight_slots().values():
@@ -122,20 +121,20 @@ def _run_alone(layout: Layout, mirror: Mirror, batch: Batch) -> _Alone:
     for name, slot in layout.weights.items():
         weights[name] = env[slot] = env[slot].requires_grad_()
     with torch.enable_grad():
-        return _Alone(list(layout.plan.finish(env)), weights)
+        return _Alone(weights), layout.plan.finish(env)
 
 
 @dataclass
 class _Together:
     """A batch that ran forward. ``inputs`` are the values that went into its meetings.
 
-    Where a meeting's outputs get their gradients, these are taken; behind that, towards the weights, nothing was
+    It is held by the graph that was recorded, and so may not hold any of it, or neither would ever be freed. Where a
+    meeting's outputs get their gradients, these are taken; behind that, towards the weights, nothing was
     recorded but how values are made of weights alone. ``waiting`` are the gradients of outputs, direction by direction,
     that are in hand; ``elements`` is how many numbers those of one direction are.
     """
 
     layout: Layout
-    values: list[Tensor]
     inputs: dict[int, Any]
     elements: int = 0
     together: int = 1
@@ -145,8 +144,8 @@ class _Together:
     def columns_at_once(self) -> int:
         return max(1, CHUNK // max(1, self.elements))
 
-    def add_squares(self, columns: Sequence[Tensor], total: Squares, last: bool) -> None:
-        pairs = [(value, u) for value, u in zip(self.values, columns, strict=True) if value.requires_grad]
+    def add_squares(self, values: Sequence[Tensor], columns: Sequence[Tensor], total: Squares, last: bool) -> None:
+        pairs = [(value, u) for value, u in zip(values, columns, strict=True) if value.requires_grad]
         if not pairs:
             return
         self.total, self.together = total, len(columns[0])
@@ -158,6 +157,15 @@ class _Together:
                 self._take(meeting.weights_once)
         self._take(self.layout.used_often)
         self.waiting = {}
+
+    def enter(self, meeting: Meeting, values: Sequence[Any]) -> list[Any]:
+        """What the node of a meeting runs on: weights, and what is made of them, apart from their own graph."""
+        entered = []
+        for slot, value in zip(meeting.step.inputs, values, strict=True):
+            apart, made = value.detach() if isinstance(value, Tensor) else value, slot in meeting.origins
+            self.inputs[slot] = value if made else apart
+            entered.append(apart if made else value)
+        return entered
 
     def take_here(self, meeting: Meeting, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
         """A meeting's outputs, whose gradients are taken there; a single direction's are squared and forgotten."""
@@ -261,21 +269,20 @@ class _Together:
         return dict(zip(sources, found, strict=True))
 
 
-def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> _Together:
+def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> tuple[_Together, Sequence[Tensor]]:
     """Forward; weights stand apart from the graph, and what they meet the data in begins it anew."""
     env = mirror.start(batch.inputs, layout.plan)
     for slot in mirror.weight_slots().values():
         env[slot] = env[slot].detach()
     for slot in layout.weights.values():
         env[slot] = env[slot].requires_grad_()
-    run = _Together(layout, [], {slot: env[slot] for slot in layout.weights.values()})
+    run = _Together(layout, {slot: env[slot] for slot in layout.weights.values()})
     meetings = {id(meeting.step): meeting for meeting in layout.meetings}
     with torch.enable_grad():
         for step in layout.plan.steps:
             meeting, values = meetings.get(id(step)), [env[slot] for slot in step.inputs]
             if meeting is not None:
-                run.inputs.update(zip(step.inputs, values, strict=True))
-                values = [v.detach() if s in meeting.origins else v for s, v in zip(step.inputs, values, strict=True)]
+                values = run.enter(meeting, values)
             results = dict(zip(step.outputs, step(*values), strict=False))
             if meeting is not None:
                 floats = {slot: value for slot, value in results.items() if is_float(value)}
@@ -286,8 +293,7 @@ def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> _Together:
             del values, results  # what nobody reads again need not wait for the next node
             for slot in step.release:
                 env[slot] = None
-    run.values = [env[slot] for slot in layout.plan.outputs]
-    return run
+    return run, [env[slot] for slot in layout.plan.outputs]
 
 
 class _Taken(torch.autograd.Function):

@@ -1,12 +1,15 @@
 """Estimators against dense derivatives in float64, on graphs with every kind of weight."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from onnx import helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from onnx_obd.curvature import estimate_curvature
+from onnx_obd.curvature import estimate_curvature, per_sample
 from onnx_obd.curvature.per_sample import probed_samples
 from onnx_obd.errors import UsageError
 from tests.curvature.graphs import GRAPHS
@@ -162,3 +165,20 @@ def test_columns_of_many_samples_go_back_a_part_of_the_samples_at_a_time(monkeyp
     h = estimate_curvature("ggn_exact", found, found, names)
     for name in names:
         torch.testing.assert_close(h.diag[name], dense_ggn_diag(found.singles(5), name), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_nothing_of_a_batch_outlives_it(graph, monkeypatch):
+    found, names = setting(graph)
+    runs = []
+
+    def remembering(*arguments):
+        run, values = run_together(*arguments)
+        runs.append(weakref.ref(run))
+        return run, values
+
+    run_together = per_sample._run_together
+    monkeypatch.setattr(per_sample, "_run_together", remembering)
+    estimate_curvature("ggn_probes", found, found, names)
+    gc.collect()
+    assert [run() for run in runs] == [None]
