@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.networks import NETWORKS
 from onnx_obd.calibration.inputs import is_batchable, read_inputs
-from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
+from onnx_obd.calibration.measure import Calibration, feeds, mirror_for_batches
 from onnx_obd.calibration.objective import choose_objective
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.curvature import estimate_curvature
@@ -45,7 +45,7 @@ def calibration_of(proto: onnx.ModelProto, count: int, batch_size: int, **object
     rows = [{name: rng.random(shape, dtype=np.float32) for name, shape in shapes.items()} for _ in range(count)]
     samples = Samples.from_feeds(rows, source="random", batchable=is_batchable(inputs))
     mirror = Mirror(proto)
-    batch_size = mirror_batch_size(mirror, samples, batch_size)
+    mirror, batch_size = mirror_for_batches(mirror, samples, batch_size)
     some = [values for values, _, _ in feeds(mirror, samples.subset(range(min(8, count))), batch_size)]
     return Calibration(mirror, choose_objective(mirror, some, **objective), samples, batch_size)
 

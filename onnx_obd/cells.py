@@ -10,7 +10,7 @@ import torch
 
 from onnx_obd.calibration.folder import NO_LABELS, load_samples
 from onnx_obd.calibration.image_options import ImageOptions
-from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
+from onnx_obd.calibration.measure import Calibration, feeds, mirror_for_batches
 from onnx_obd.calibration.memory import fitting_batch_size, value_bytes
 from onnx_obd.calibration.objective import choose_objective
 from onnx_obd.curvature.activations import activation_saliency
@@ -50,7 +50,7 @@ def inspect_cells(model: str | Path, data: str | Path, image_options: ImageOptio
     samples = load_samples(
         data, source.proto, options=image_options, labels=NO_LABELS, limit=SAMPLES, model_path=source.path
     )
-    batch_size = mirror_batch_size(mirror, samples, fitting_batch_size(value_bytes(mirror, samples), BATCH))
+    mirror, batch_size = mirror_for_batches(mirror, samples, fitting_batch_size(value_bytes(mirror, samples), BATCH))
     some = [inputs for inputs, _, _ in feeds(mirror, samples.subset(range(min(len(samples), BATCH))), batch_size)]
     objective = choose_objective(mirror, some)
     calibration = Calibration(mirror, objective, samples, batch_size)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
-from onnx_obd.calibration.measure import Calibration, feeds, mirror_batch_size
+from onnx_obd.calibration.measure import Calibration, feeds, mirror_for_batches
 from onnx_obd.calibration.memory import fitting_batch_size, value_bytes
 from onnx_obd.calibration.mixtures import with_mixtures
 from onnx_obd.calibration.objective import Objective, choose_objective
@@ -21,6 +22,7 @@ from onnx_obd.curvature import find_estimator
 from onnx_obd.curvature.per_sample import probed_samples
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.load import Model
+from onnx_obd.mirror.free_batch import with_free_batch
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.options import Options
 from onnx_obd.plan.rounds import default_rounds
@@ -98,6 +100,19 @@ class Run:
         """Where the prunable weights multiply data, and why some have no such place."""
         return find_operands(self.mirror, self.probed.batches[0], self.prunable)
 
+    def mirror_of(self, proto: onnx.ModelProto) -> Mirror:
+        """The mirror of the model in other sizes, for batches like those of this run's mirror."""
+        mirror = Mirror(proto)
+        if not self.freed:
+            return mirror
+        sample = feeds(mirror, self.scoring.samples.subset([0]), 1)[0][0]
+        return Mirror(with_free_batch(mirror, sample))
+
+    @property
+    def freed(self) -> bool:
+        """Is the mirror freed of a batch of one (``with_free_batch``), and so another graph's than the model's?"""
+        return self.mirror.proto is not self.model.proto
+
     def changed_weights(self) -> dict[str, np.ndarray]:
         """The mirror's weights that are no longer the original's, as the file holds them."""
         state = self.mirror.state()
@@ -135,7 +150,7 @@ def prepare(model: Model, samples: Samples, options: Options, progress: Progress
     sizes = value_bytes(mirror, scoring_samples)
     if options.rounds is None:
         options = replace(options, rounds=default_rounds(sum(sizes) * len(scoring_samples)))
-    batch_size = mirror_batch_size(mirror, scoring_samples, fitting_batch_size(sizes, options.batch_size))
+    mirror, batch_size = mirror_for_batches(mirror, scoring_samples, fitting_batch_size(sizes, options.batch_size))
     objective = _objective(mirror, scoring_samples, batch_size, options)
     scoring = Calibration(mirror, objective, scoring_samples, batch_size)
     weights = weights_of(mirror, objective, options)

@@ -13,6 +13,7 @@ from torch import Tensor
 from onnx_obd.calibration.objective import Objective
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.errors import NumericalError
+from onnx_obd.mirror.free_batch import with_free_batch
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_torch
 
@@ -127,6 +128,21 @@ def mirror_batch_size(mirror: Mirror, samples: Samples, wanted: int) -> int:
     except Exception:  # whatever the graph objects to: it is not made for two
         return 1
     return wanted if same else 1
+
+
+def mirror_for_batches(mirror: Mirror, samples: Samples, wanted: int) -> tuple[Mirror, int]:
+    """The mirror, and how many samples it may take at once; one freed of a batch of one that shapes fix, if that helps.
+
+    Its weights have the same names and its values the same slots; its ``proto`` is not the model's.
+    """
+    batch_size = mirror_batch_size(mirror, samples, wanted)
+    if batch_size == 1 < min(wanted, len(samples)):
+        proto = with_free_batch(mirror, feeds(mirror, samples.subset([0]), 1)[0][0])
+        freed = mirror if proto is None else Mirror(proto)
+        batch_size = mirror_batch_size(freed, samples, wanted)
+        if batch_size > 1:
+            return freed, batch_size
+    return mirror, batch_size
 
 
 def _shape(value: Any) -> tuple | None:

@@ -92,7 +92,7 @@ class Thinning:
         self.run, self.refit_seconds = run, refit_seconds
         with run.progress.stage("looking for units"):
             first = feeds(run.mirror, run.scoring.samples.subset([0]), 1)[0][0]
-            self.units = confirmed_units(run.mirror, first)
+            self.units = confirmed_units(Mirror(run.model.proto) if run.freed else run.mirror, first)
         if not self.units.units:
             raise ModelError("no unit of this model can be removed; 'onnx-obd inspect --units' says why")
         self.families = self.units.families()
@@ -182,13 +182,13 @@ class Thinning:
         return flush_subnormals(proto) if self.subnormal else proto
 
     def mirror(self, gone: Gone) -> Mirror:
-        return Mirror(self.model(gone))
+        return self.run.mirror_of(self.model(gone))
 
     def run_of(self, state: Thinned) -> Run:
         """The run with the smaller model; what its outputs are compared with stays what the original gave."""
         run, proto = self.run, self.model(state.gone, state.weights)
         restore(run.mirror, run.original)
-        mirror = Mirror(proto)
+        mirror = run.mirror_of(proto)
         parts = ("scoring", "fitting", "acceptance", "refitting", "refit_acceptance", "held_back", "probed")
         return replace(
             run,

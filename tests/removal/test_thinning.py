@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from onnx_obd.calibration.quality import assess, head_values
+from onnx_obd.calibration.samples import Samples
 from onnx_obd.errors import ModelError
+from onnx_obd.graph.load import load_model
 from onnx_obd.graph.session import open_session
 from onnx_obd.graph.weights import write_weights
+from onnx_obd.options import Options
 from onnx_obd.removal import thinning as module
 from onnx_obd.removal.thinning import Thinning
-from tests.removal.networks import inputs, prepared
+from onnx_obd.run import prepare
+from tests.removal.networks import inputs, prepared, wide
 
 
 def outputs(proto):
@@ -123,3 +127,32 @@ def with_weights(run):
     proto.CopyFrom(run.model.proto)
     write_weights(proto, run.mirror.state())
     return proto
+
+
+def test_a_graph_fixed_to_a_batch_of_one_stays_so(tmp_path):
+    """Samples run together all the same; of the file only the sizes change."""
+    proto = wide(tmp_path)
+    second = next(node for node in proto.graph.node if "w1" in node.input)
+    (hidden,) = (name for name in second.input if name not in ("w1", "b1"))
+    shape = onnx.numpy_helper.from_array(np.array([1, 64]), "shape")
+    proto.graph.initializer.append(shape)
+    reshape = onnx.helper.make_node("Reshape", [hidden, "shape"], ["fixed"])
+    proto.graph.node.insert(list(proto.graph.node).index(second), reshape)
+    second.input[list(second.input).index(hidden)] = "fixed"
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    samples = Samples.from_feeds([{"x": row[None]} for row in inputs()], source="made", batchable=False)
+    run = prepare(load_model(tmp_path / "fixed.onnx"), samples, Options(speedup=2.0))
+    assert run.fitting.batch_size > 1
+    thinning = Thinning(run)
+    first = next(units for units in thinning.families.values() if len(units) == 64)
+    state = thinning.without(thinning.whole, [unit.id for unit in first[40:]])
+    smaller = thinning.run_of(state)
+    numbers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in smaller.model.proto.graph.initializer}
+    assert numbers["shape"].tolist() == [1, 40] and numbers["w1"].shape == (40, 48)
+    session = open_session(smaller.model.proto)
+    apart = np.concatenate([session.run(None, {"x": row[None]})[0] for row in inputs()])
+    with torch.no_grad():
+        together = smaller.mirror(torch.from_numpy(inputs())).numpy()
+    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
