@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.samples import Samples
 
 
-@dataclass(frozen=True)
-class Mixtures:
-    """x_i (1 - t) + x_j t with t in [0, 1/2] (mixup; Zhang et al. 2018): the samples, and i of each."""
-
-    samples: Samples
-    first: np.ndarray
-
-
-def mixtures(samples: Samples, times: int, seed: int) -> Mixtures | None:
-    """Every sample ``times`` mixed with random others; None if inputs are not all floats of the same shape."""
+def blendable(samples: Samples) -> bool:
+    """Are all inputs floats of the same shape?"""
     shapes = {tuple((name, a.shape, a.dtype.kind) for name, a in sorted(feed.items())) for feed in samples.feeds}
-    if len(shapes) != 1 or any(kind != "f" for _, _, kind in next(iter(shapes))):
+    return len(shapes) == 1 and all(kind == "f" for _, _, kind in next(iter(shapes)))
+
+
+def mixtures(samples: Samples, times: int, seed: int) -> Samples | None:
+    """x_i (1 - t) + x_j t with t in [0, 1/2] (mixup; Zhang et al. 2018), for every i ``times`` with random j.
+
+    None if inputs are not ``blendable``.
+    """
+    if not blendable(samples):
         return None
     generator, count = np.random.default_rng(seed), len(samples)
     first = np.tile(np.arange(count), times)
@@ -34,8 +32,7 @@ def mixtures(samples: Samples, times: int, seed: int) -> Mixtures | None:
         }
         for i, j, t in zip(first, second, shares, strict=True)
     ]
-    made = Samples.from_feeds(feeds, source=f"mixtures of {samples.source}", batchable=samples.batchable)
-    return Mixtures(made, first)
+    return Samples.from_feeds(feeds, source=f"mixtures of {samples.source}", batchable=samples.batchable)
 
 
 def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibration:
@@ -46,6 +43,6 @@ def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibratio
     mixed = None if calibration.objective.supervised else mixtures(calibration.samples, times, seed)
     if mixed is None:
         return calibration
-    own, made = calibration.samples, mixed.samples
-    both = Samples.from_feeds(own.feeds + made.feeds, source=f"{own.source}, and mixtures", batchable=own.batchable)
+    own = calibration.samples
+    both = Samples.from_feeds(own.feeds + mixed.feeds, source=f"{own.source}, and mixtures", batchable=own.batchable)
     return Calibration(calibration.mirror, calibration.objective, both, calibration.batch_size)

@@ -99,7 +99,7 @@ class Thinning:
         self.subnormal = sum(count_subnormals(run.model.proto).values())
         self.learning_rate = run.options.learning_rate or LEARNING_RATE
         self.judging = with_mixtures(run.acceptance, MIXTURES, run.options.seed)
-        self.expected_drop = ExpectedDrop(run.held_back, run.options.seed)
+        self.expected_drop = ExpectedDrop(run.held_back, run.scoring, run.options.seed)
         self.whole = self._told(frozenset(), run.mirror, False)
 
     def left(self, gone: Gone) -> dict[int, list[Unit]]:

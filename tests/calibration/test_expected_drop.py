@@ -12,6 +12,7 @@ from onnx_obd.calibration.expected_drop import (
     bounded_mean,
     consistent_temperature,
     costs_of_changes,
+    tilted,
 )
 from onnx_obd.calibration.quality import head_values
 from tests.curvature.networks import calibration, mlp
@@ -59,6 +60,36 @@ def test_the_temperature_is_the_likeliest():
     assert consistent_temperature(7 * rows, classes) == pytest.approx(7 * found, rel=2e-3)
 
 
+def test_the_weights_go_part_of_the_way_to_the_sureness_wanted(monkeypatch):
+    sure = torch.tensor([0.4, 0.5, 0.9, 1.0], dtype=torch.float64)
+    own, way = float(sure.mean()), []
+    for part in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(module, "TILT", part)
+        weights = tilted(sure, 0.85)
+        assert float(weights.mean()) == pytest.approx(1)
+        logs = weights.log()
+        assert float((logs[3] - logs[2]) / (logs[1] - logs[0])) == pytest.approx(1, abs=1e-3) or part == 0
+        way.append(float((weights * sure).mean()))
+    assert way[0] == pytest.approx(own) and own < way[1] < way[2] == pytest.approx(0.85, abs=1e-3)
+    assert float((tilted(sure, 0.5) * sure).mean()) == pytest.approx(0.5, abs=1e-3)  # less sure, too
+    assert tilted(torch.ones(5), 0.9).tolist() == [1.0] * 5
+
+
+def test_tilted_corruptions_show_the_drop_of_surer_samples(monkeypatch):
+    """Samples from a density that is an exponential tilt of another's: the weights take the mean from one to the other.
+
+    Margins m in [0, 6], sureness s = 1 / (1 + exp(-m)), natural density in proportion to exp(3 s), corrupted uniform.
+    """
+    monkeypatch.setattr(module, "TILT", 1.0)
+    margins = torch.linspace(0, 6, 4001, dtype=torch.float64)
+    sure = margins.sigmoid()
+    natural = (3 * sure).exp() / (3 * sure).exp().sum()
+    cost = (2 * sure - 1) * (-margins).exp()  # changes become rarer with the margin
+    weights = tilted(sure, float((natural * sure).sum()))
+    assert float((weights * cost).mean()) == pytest.approx(float((natural * cost).sum()), rel=1e-3)
+    assert float(cost.mean()) > 1.2 * float((natural * cost).sum())
+
+
 def network(kind="kl", sizes=(6, 16, 4)):
     found, _ = calibration(mlp(sizes=sizes), count=40, kind=kind, batch_size=8)
     return found.mirror, found
@@ -80,7 +111,7 @@ def drop_on(drop, samples, mirror):
 def test_nothing_moved_nothing_dropped_and_more_is_more(kind):
     """Outputs that are no logits have a temperature too."""
     mirror, samples = network(kind)
-    drop = ExpectedDrop(samples)
+    drop = ExpectedDrop(samples, samples)
     assert drop_on(drop, samples, mirror) == 0
     found = [drop_on(drop, samples, moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
     assert 0 < found[0] < found[1] < found[2] <= 1
@@ -93,17 +124,18 @@ def test_the_scale_of_the_outputs_does_not_matter():
         with torch.no_grad():
             for name in ("w1", "b1"):
                 mirror.weights[name] *= scale
-        found.append(drop_on(ExpectedDrop(samples), samples, moved(mirror, 0.3 * scale)))
+        found.append(drop_on(ExpectedDrop(samples, samples), samples, moved(mirror, 0.3 * scale)))
     assert found[0] == pytest.approx(found[1], rel=1e-2) and found[0] > 0
 
 
 def test_what_chooses_no_class_has_no_drop():
     mirror, samples = network("squared", sizes=(6, 16, 2))
-    assert drop_on(ExpectedDrop(samples), samples, mirror) is None
+    assert drop_on(ExpectedDrop(samples, samples), samples, mirror) is None
 
 
-def test_slow_networks_get_fewer_mixtures(monkeypatch):
+def test_slow_networks_get_fewer_corruptions(monkeypatch):
     _, samples = network()
-    assert ExpectedDrop(samples)._mixed.num_samples == module.TIMES * samples.num_samples
-    monkeypatch.setattr(module, "SECONDS", 0.0)
-    assert ExpectedDrop(samples)._mixed.num_samples == samples.num_samples
+    for seconds, times in ((1e9, module.TIMES), (0.0, 1)):
+        monkeypatch.setattr(module, "SECONDS", seconds)
+        parts = ExpectedDrop(samples, samples)._parts
+        assert [part.num_samples for part in parts] == [40, times * 40, times * 40]
