@@ -82,11 +82,11 @@ class ExpectedDrop:
     def _corrupt(self, others: Calibration, times: int, seed: int) -> None:
         """More samples to see changes on, what they count, and the temperature."""
         held_back, natural = self._parts[0], self._before
-        if blendable(others.samples):
+        every = Samples.from_feeds(
+            others.samples.feeds + held_back.samples.feeds, source="", batchable=held_back.samples.batchable
+        )
+        if blendable(every):
             natural = torch.cat([self._rows(others, head_values(others)), natural])
-            every = Samples.from_feeds(
-                others.samples.feeds + held_back.samples.feeds, source="", batchable=held_back.samples.batchable
-            )
         else:
             every = held_back.samples
         rounds = max(1, times // 4)

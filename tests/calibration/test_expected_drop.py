@@ -3,8 +3,10 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
+from onnx import helper
 
 from onnx_obd.calibration import expected_drop as module
 from onnx_obd.calibration.expected_drop import (
@@ -14,8 +16,12 @@ from onnx_obd.calibration.expected_drop import (
     costs_of_changes,
     tilted,
 )
+from onnx_obd.calibration.measure import Calibration
+from onnx_obd.calibration.objective import choose_objective
 from onnx_obd.calibration.quality import head_values
-from tests.curvature.networks import calibration, mlp
+from onnx_obd.calibration.samples import Samples
+from onnx_obd.mirror.mirror import Mirror
+from tests.curvature.networks import calibration, mlp, model
 
 
 def logits(count, spread=2.0, seed=0):
@@ -139,3 +145,22 @@ def test_slow_networks_get_fewer_corruptions(monkeypatch):
         monkeypatch.setattr(module, "SECONDS", seconds)
         parts = ExpectedDrop(samples, samples)._parts
         assert [part.num_samples for part in parts] == [40, times * 40, times * 40]
+
+
+def test_others_of_another_shape_are_left_out():
+    """How sure the original is can then be told of the held-back samples alone."""
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[1]), helper.make_node("MatMul", ["m", "w"], ["y"])]
+    weights = {"w": np.random.default_rng(0).normal(size=(3, 4))}
+    mirror = Mirror(model(nodes, {"x": [1, "L", 3]}, {"y": [1, 4]}, weights)).double()
+    parts = [
+        Samples.from_feeds(
+            [{"x": x} for x in np.random.default_rng(length).normal(size=(9, 1, length, 3)).astype(np.float32)],
+            source="test",
+            batchable=False,
+        )
+        for length in (2, 5)
+    ]
+    objective = choose_objective(mirror, [[torch.ones(1, 2, 3)]], None, kind="kl")
+    short, long = (Calibration(mirror, objective, part, 1) for part in parts)
+    found, alone = ExpectedDrop(short, long), ExpectedDrop(short, short)
+    assert found.temperature > 0 and len(found._before) == (1 + 2 * module.TIMES) * 9 == len(alone._before)
