@@ -85,7 +85,7 @@ def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
     chunk, found = max(1, max(IN_CACHE, w.numel()) // windows_of_one), 0
     for start in range(0, count, chunk):
         samples = slice(start, start + chunk)
-        seen = _matrices(windows(x[samples], w.shape[2:], strides, dilations), group)
+        seen = _matrices(x[samples], w.shape[2:], strides, dilations, group)
         back = [each[samples].flatten(2).unflatten(1, (group, -1)).mT for each in g]
         found = found + product_squares(seen, back)
     return None, found.view(len(w), *w.shape[2:], -1).movedim(-1, 1)
@@ -145,13 +145,14 @@ def _squares_by_groups(x, w, g, strides, dilations, group):
     return squares
 
 
-def _matrices(seen, group):
-    """Windows [N, C, *output, *kernel] as [N, group, prod(output), prod(kernel) * C], copied in the longest runs."""
-    seen, rank = seen.unflatten(1, (group, -1)), seen.dim() // 2 - 1
-    if seen.stride(2) == 1:
+def _matrices(x, kernel, strides, dilations, group):
+    """The windows of x [N, C, *size] as [N, group, prod(output), prod(kernel) * C / group], copied in longest runs."""
+    seen, rank = windows(x, kernel, strides, dilations).unflatten(1, (group, -1)), len(kernel)
+    if x.stride(1) == 1 and seen.shape[2] * kernel[-1] >= seen.shape[2 + rank]:  # along kernel and channels
         return seen.movedim(2, -1).flatten(2, 1 + rank).flatten(3)
-    output, kernel = range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
-    return seen.permute(0, 1, *kernel, 2, *output).flatten(2, 2 + rank).flatten(3).mT
+    seen = windows(x.contiguous(), kernel, strides, dilations).unflatten(1, (group, -1))
+    output, taps = range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
+    return seen.permute(0, 1, *taps, 2, *output).flatten(2, 2 + rank).flatten(3).mT
 
 
 def _laid_out(x, w):

@@ -51,7 +51,7 @@ def _matmul_second(call: Call, h):
     return h_a, h_b
 
 
-IN_CACHE = 1 << 18
+IN_CACHE = 1 << 19
 """Elements of per-sample gradients to have in memory at once (measured: best about here)."""
 
 
@@ -71,26 +71,48 @@ def product_squares(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch
     if apart and block < width:
         parts = zip(*(g.split(block, 3) for g in gradients), strict=True)
         return torch.cat([product_squares(x, part) for part in parts], 1)
-    chunk, total = 1 if apart else max(1, IN_CACHE // (columns * size)), 0
+    chunk, total = max(1, IN_CACHE // (columns * (groups * width * rows if apart else size))), 0
     for first in range(0, len(gradients), columns):
-        together = gradients[first : first + columns]
-        squares = x.new_zeros(groups, len(together) * width, x.shape[3])
+        sums: list[torch.Tensor] = []
         for start in range(0, count, chunk):
-            parts = [g[start : start + chunk].mT for g in together]
-            back = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-            if apart:
-                for sum_, b, a in zip(squares, back[0], x[start], strict=True):
-                    made = _by_onednn(b, a)
-                    sum_.addcmul_(made, made)
-            else:
-                squares += (back @ x[start : start + chunk]).square_().sum(0)
-        total = total + squares.unflatten(1, (-1, width)).sum(1)
+            back = _side_by_side([g[start : start + chunk] for g in gradients[first : first + columns]])
+            add = _add_squares_apart if apart else _add_squares_together
+            add(sums, back.mT, x[start : start + chunk])
+        total = total + torch.stack(sums).unflatten(1, (-1, width)).sum(1)
     return total
 
 
+def _side_by_side(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """All columns as further outputs, copied as they lie in memory: [samples, groups, rows, columns * M]."""
+    if len(gradients) == 1:
+        return gradients[0]
+    return torch.cat(gradients, 3) if gradients[0].stride(3) == 1 else torch.cat([g.mT for g in gradients], 2).mT
+
+
+def _add_squares_apart(sums: list[torch.Tensor], b: torch.Tensor, a: torch.Tensor) -> None:
+    """Add (b a)^2 of each sample to the sums, which are of a group each; each product is one call of oneDNN."""
+    for of_sample in zip(b, a, strict=True):
+        made = [_by_onednn(*of_group) for of_group in zip(*of_sample, strict=True)]
+        if sums:
+            for sum_, product in zip(sums, made, strict=True):
+                sum_.addcmul_(product, product)
+        else:
+            sums += [product.square_() for product in made]
+
+
+def _add_squares_together(sums: list[torch.Tensor], b: torch.Tensor, a: torch.Tensor) -> None:
+    """The same in one call for all samples and groups."""
+    made = (a.mT @ b.mT).mT if b.shape[2] >= a.shape[3] else b @ a
+    squares = made.square_().sum(0)
+    sums[:] = [sum_.add_(square) for sum_, square in zip(sums, squares, strict=True)] if sums else squares
+
+
 def _by_onednn(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """b a for b [M, rows] and a [rows, K]: fastest where the rows of what comes first lie side by side."""
-    if not b.is_contiguous() and a.mT.is_contiguous():
+    """b a for b [M, rows] and a [rows, K].
+
+    Fastest where the rows of what comes first lie side by side, else with the larger one second (measured).
+    """
+    if a.mT.is_contiguous() or len(b) >= a.shape[1]:
         return onednn.linear(a.mT, b).mT
     return onednn.linear(b.contiguous(), a.mT)
 

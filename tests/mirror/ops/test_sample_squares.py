@@ -17,22 +17,26 @@ from onnx_obd.mirror.second import Call
         (3, 7, 3, 5, 2),
         (1, 64, 150, 130, 3),
         (2, 64, 150, 130, 1),
-        (1, 9, 700, 513, 2),
+        (1, 5, 20, 170, 9),
+        (1, 9, 900, 700, 2),
         (2, 1, 6, 5, 2),
     ],
 )
+@pytest.mark.parametrize("rows_inside", [False, True])
 @torch.no_grad()
-def test_products_are_squared_sample_by_sample(groups, rows, k, m, directions):
+def test_products_are_squared_sample_by_sample(groups, rows, k, m, directions, rows_inside):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, groups, rows, k, generator=generator)
-    g = [torch.randn(4, groups, m, rows, generator=generator).mT for _ in range(directions)]
+    g = [torch.randn(4, groups, rows, m, generator=generator) for _ in range(directions)]
+    if rows_inside:
+        x, g = x.mT.contiguous().mT, [each.mT.contiguous().mT for each in g]
     expected = sum(torch.einsum("ngrk,ngrm->ngmk", x.double(), each.double()).square().sum(0) for each in g)
     torch.testing.assert_close(product_squares(x, g).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_cases_above_reach_every_path():
-    assert 64 * 150 * 130 >= onednn.MANY_PRODUCTS and 9 * 700 * 513 >= onednn.MANY_PRODUCTS
-    assert 150 * 130 < IN_CACHE < 700 * 513
+    assert 64 * 150 * 130 >= onednn.MANY_PRODUCTS and 9 * 900 * 700 >= onednn.MANY_PRODUCTS
+    assert 150 * 130 < IN_CACHE < 900 * 700
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
