@@ -256,7 +256,7 @@ class SquaredHead(Columns):
     weight: float = 1.0
 
     def target(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return z.detach().clone() if labels is None else labels.to(z).reshape(z.shape)
+        return z.clone() if labels is None else labels.to(z).reshape(z.shape)
 
     def loss(self, z: Tensor, target: Tensor, count: int) -> Tensor:
         return 0.5 * self.weight / self.variance * (z - target).square().mean()

@@ -18,6 +18,11 @@ from onnx_obd.mirror.values import is_float
 COMPARED = 64
 """Samples by which it is decided whether pictures are turned round."""
 
+FAR = 0.3
+"""How far samples are moved to where student and teacher disagree, at most, in standard deviations of their elements.
+
+At 1 the loss on test samples was higher, as with two steps in the place of one (docs/benchmarks.md)."""
+
 NEARER = 0.5
 """They are if the teacher's outputs then move by less than this part of what they do from one picture to the next."""
 
@@ -40,7 +45,7 @@ class Composer:
     @cached_property
     def possible(self) -> bool:
         """Can inputs be blended, and is there nothing but the teacher that says what ought to come out?"""
-        return not self.objective.supervised and all(map(is_float, self.batches[0].inputs))
+        return not self.objective.supervised and all(is_float(x) and x.dim() for x in self.batches[0].inputs)
 
     @cached_property
     def turns(self) -> bool:
@@ -72,6 +77,30 @@ class Composer:
         inputs = tuple(itertools.starmap(mixed, zip(batch.inputs, *others, strict=True)))
         return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(self._outputs(inputs), None)))
 
+    def disputed(self, batch: Batch, student: Mirror, generator: torch.Generator) -> Batch:
+        """The batch moved to where student and teacher disagree more, with what the teacher says there.
+
+        x + e s g / |g|, a sample each: g is d loss / dx through both of them and |g| its root mean square, s the
+        standard deviation of the elements of x, e uniform in [0, ``FAR``]. Where they agree on the samples they need
+        not beside them, and between few samples there is much room: this finds where it matters.
+
+        Source: Heo et al. 2019 (distillation on adversarial samples); one step as in Goodfellow et al. 2015, of the
+        length of Miyato et al. 2018.
+        """
+        inputs = tuple(x.detach().requires_grad_() for x in batch.inputs)
+        with torch.enable_grad():
+            wanted = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
+            found = student.evaluate(inputs, outputs=self.objective.slots)
+            loss = self.objective.loss(found, self.objective.targets(wanted, None), batch.count)
+            if not loss.requires_grad:
+                return batch
+            gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        moved = tuple(
+            x.detach() if g is None else _along(g, x.detach(), generator)
+            for x, g in zip(inputs, gradients, strict=True)
+        )
+        return replace(batch, inputs=moved, targets=tuple(self.objective.targets(self._outputs(moved), None)))
+
     def _others(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """As many samples drawn from a batch drawn at random; the batch itself if those have other shapes."""
         other = self.batches[int(torch.randint(len(self.batches), (), generator=generator))]
@@ -90,6 +119,18 @@ class Composer:
         if any(a.shape != b.shape for a, b in zip(inputs, batch.inputs, strict=True)):
             return 0.0
         return float(self.objective.loss(self._outputs(inputs), batch.targets, batch.count))
+
+
+def _along(gradient: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+    """The samples on axis 0 moved along their gradients; one whose gradient is zero or not finite stays."""
+
+    def each(values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (x.dim() - 1)).to(x)
+
+    length = gradient.reshape(len(x), -1).square().mean(1).sqrt()
+    direction = (gradient / each(length)).nan_to_num(0.0, 0.0, 0.0)
+    spread = x.reshape(len(x), -1).std(1, correction=0)
+    return x + each(FAR * torch.rand(len(x), generator=generator)) * each(spread) * direction
 
 
 def _width(x: Tensor) -> int | None:

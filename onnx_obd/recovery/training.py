@@ -209,10 +209,16 @@ class Training:
         optimizer.zero_grad(set_to_none=True)
         total = sum(batch.count for batch in batches)
         for batch in batches:
-            drawn = self.composer.composed(batch, generator) if self.composer.possible else batch
+            drawn = self._drawn(batch, generator)
             (self._loss(drawn, matching) * (batch.count / total)).backward()
         optimizer.step()
         self._delete(done)
+
+    def _drawn(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """What is trained on in the place of a batch."""
+        if not self.composer.possible:
+            return batch
+        return self.composer.disputed(self.composer.composed(batch, generator), self.mirror, generator)
 
     def _trials(self) -> float:
         """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.
@@ -288,7 +294,7 @@ class Training:
 
     def _optimizer(self) -> torch.optim.Adam:
         parameters = [self.mirror.weights[name] for name in self.names]
-        optimizer = torch.optim.Adam([{"params": [weight]} for weight in parameters], betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam([{"params": [weight]} for weight in parameters], betas=(0.9, 0.99), fused=True)
         for name, moments in self.state.moments.items():
             optimizer.state[self.mirror.weights[name]] = dict(moments)
         return optimizer

@@ -1,10 +1,13 @@
 """Samples made of others: what they are made of, who answers for them, and which pictures are turned round."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from onnx import helper
 
+from onnx_obd.recovery import composed
 from onnx_obd.recovery.composed import Composer
 from onnx_obd.surgery.mask import snapshot
 from tests.curvature.networks import calibration, mlp, model
@@ -49,3 +52,36 @@ def test_pictures_are_turned_where_the_teacher_sees_the_same(shape, width):
 def test_what_is_no_picture_is_not_turned():
     assert not composer(mlp(sizes=(6, 16, 5)))[0].turns
     assert not composer(pictures((5, 6, 4), np.ones((5, 6, 4, 5))))[0].turns
+
+
+def test_disputed_samples_are_those_the_two_disagree_on():
+    given, found = composer(mlp(sizes=(6, 16, 5)))
+    student = copy.deepcopy(found.mirror)
+    generator, batch = torch.Generator().manual_seed(0), given.batches[0]
+    same = given.disputed(batch, student, generator)
+    torch.testing.assert_close(same.inputs, batch.inputs)
+    student.weights["w0"].data[:, ::2] = 0.0
+    losses = torch.zeros(2)
+    for _ in range(8):
+        near = given.composed(batch, generator)
+        far = given.disputed(near, student, generator)
+        distance = (far.inputs[0] - near.inputs[0]).square().mean(1).sqrt() / near.inputs[0].std(1, correction=0)
+        assert (0 < distance).all() and (distance <= composed.FAR).all() and distance.std() > 0
+        values = found.mirror.evaluate(far.inputs, outputs=found.objective.slots)
+        torch.testing.assert_close(far.targets, tuple(found.objective.targets(values, None)))
+        for i, each in enumerate((near, far)):
+            with torch.no_grad():
+                values = student.evaluate(each.inputs, outputs=found.objective.slots)
+            losses[i] += float(found.objective.loss(values, each.targets, each.count))
+    assert losses[1] > 1.2 * losses[0]
+    assert all(weight.grad is None for weight in student.parameters())
+
+
+def test_the_teacher_counts_for_the_direction():
+    """Against finite differences: where both outputs move alike, the loss does not change."""
+    given, found = composer(mlp(sizes=(6, 5)))
+    student = copy.deepcopy(found.mirror)
+    student.weights["b0"].data[0] += 1.0  # the difference of the outputs is the same everywhere
+    batch = given.batches[0]
+    moved = given.disputed(batch, student, torch.Generator().manual_seed(0)).inputs[0]
+    torch.testing.assert_close(moved, batch.inputs[0])
