@@ -218,7 +218,9 @@ class Training:
         """What is trained on in the place of a batch."""
         if not self.composer.possible:
             return batch
-        return self.composer.disputed(self.composer.composed(batch, generator), self.mirror, generator)
+        drawn = self.composer.composed(batch, generator)
+        # Of outputs without classes those that are large differ most, far from the samples: no gain.
+        return self.composer.disputed(drawn, self.mirror, generator) if self.objective.classifies else drawn
 
     def _trials(self) -> float:
         """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.

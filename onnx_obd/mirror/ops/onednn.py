@@ -31,6 +31,8 @@ def multiplies(x: Tensor, columns: int) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, as ``torch.nn.functional.linear``."""
+    if x.shape[-1] != weight.shape[-1]:  # of which oneDNN says nothing that helps, and torch does
+        return torch.nn.functional.linear(x, weight, bias)
     if not (weight.is_contiguous() or weight.mT.is_contiguous()):
         weight = weight.contiguous()  # or oneDNN takes its reference kernel, which is a thousand times slower
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
