@@ -188,25 +188,30 @@ class _Together:
     @torch.no_grad()
     def _take(self, names: Iterable[str]) -> None:
         """Add the squares for these weights, from the gradients that are waiting."""
+        by_rule: dict[int, tuple[Meeting, list[str]]] = {}
         for name in names:
-            slot = self.layout.weights[name]
             uses = [m for m in self.layout.uses[name] if any(s in self.waiting for s in m.step.outputs)]
-            if uses:
-                found = self._by_rule(uses[0], slot) if len(uses) == 1 else None
-                _add(self.total, name, self._by_gradients(uses, slot) if found is None else found)
+            if len(uses) == 1 and name in uses[0].positions:
+                by_rule.setdefault(id(uses[0]), (uses[0], []))[1].append(name)
+            elif uses:
+                _add(self.total, name, self._by_gradients(uses, self.layout.weights[name]))
+        for meeting, alike in by_rule.values():
+            for name, found in self._by_rule(meeting, alike).items():
+                slot = self.layout.weights[name]
+                _add(self.total, name, self._by_gradients([meeting], slot) if found is None else found)
 
-    def _by_rule(self, meeting: Meeting, slot: int) -> Tensor | None:
-        """What the operator knows to be cheaper than making the gradients, for a weight that stands there as it is."""
-        step = meeting.step
-        positions = [i for i, source in enumerate(step.inputs) if slot in meeting.origins.get(source, ())]
-        if step.operator.sample_squares is None or [step.inputs[i] for i in positions] != [slot]:
-            return None
+    def _by_rule(self, meeting: Meeting, names: Sequence[str]) -> dict[str, Tensor | None]:
+        """What the operator knows to be cheaper than making the gradients, for weights that stand there as they are."""
+        step, rule = meeting.step, meeting.step.operator.sample_squares
+        if rule is None:
+            return dict.fromkeys(names)
+        positions = [meeting.positions[name] for name in names]
         inputs = tuple(step.read_host([self.inputs[source] for source in step.inputs]))
         wanted = tuple(position in positions for position in range(len(inputs)))
         call = Call(step.node, step.call, dict(step.attributes), inputs, (), wanted)
         gradients = [self.waiting.get(s) for s in step.outputs]
-        found = step.operator.sample_squares(call, gradients, self.layout.count, self.layout.axes[step.outputs[0]])
-        return None if found is None else found[positions[0]]
+        found = rule(call, gradients, self.layout.count, self.layout.axes[step.outputs[0]]) or [None] * len(inputs)
+        return {name: found[position] for name, position in zip(names, positions, strict=True)}
 
     def _by_gradients(self, uses: Sequence[Meeting], slot: int) -> Tensor:
         """The gradients themselves, some samples at a time, summed over the uses before they are squared."""

@@ -31,7 +31,8 @@ class Meeting:
 
     ``origins``: those of its input slots, each with the weights it is made of. ``host``: the inputs read on the host,
     by position, as they are for a single sample. ``weights_once``: the weights, by name, that meet the data here and
-    nowhere else; ``often``: is there one that does so elsewhere too?
+    nowhere else; ``often``: is there one that does so elsewhere too? ``positions``: of the weights that are themselves
+    one input and nothing else here, by name.
     """
 
     step: Step
@@ -39,6 +40,7 @@ class Meeting:
     host: Mapping[int, Any]
     weights_once: tuple[str, ...] = ()
     often: bool = False
+    positions: Mapping[str, int] = field(default_factory=dict)
 
     def reached_from(self, weight: int) -> bool:
         return any(weight in origins for origins in self.origins.values())
@@ -159,7 +161,12 @@ def _meetings(plan: Program, single: Program, first: Env, weights: set[int], axe
 
 def _with_names(meeting: Meeting, weights: Mapping[str, int], often: Sequence[str]) -> Meeting:
     once = tuple(name for name in weights if name not in often)
-    return replace(meeting, weights_once=once, often=len(once) < len(weights))
+    positions = {}
+    for name, slot in weights.items():
+        places = [i for i, source in enumerate(meeting.step.inputs) if slot in meeting.origins.get(source, ())]
+        if [meeting.step.inputs[i] for i in places] == [slot]:
+            positions[name] = places[0]
+    return replace(meeting, weights_once=once, often=len(once) < len(weights), positions=positions)
 
 
 def _host(step: Step, alone: Step, single: Program, first: Env) -> dict[int, Any]:

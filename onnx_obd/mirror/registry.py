@@ -84,9 +84,9 @@ class Operator:
     ``stored``: the operands that may be weights stored as integers (see ``integer_weights.py``).
     ``recodes``: the output is the first input, element for element, in another number format (quantised, dequantised).
     ``sample_squares``: a rule (call, for each output the gradients of all directions, number of samples, the axis of
-    the first output along which they stand) that returns, for the wanted input, the sum over directions and samples of
-    its squared gradient where that is to be had more cheaply than from the gradient of each sample, else None. See
-    ``curvature/per_sample.py``.
+    the first output along which they stand) that returns, for each wanted input, the sum over directions and samples of
+    its squared gradient where that is to be had more cheaply than from the gradient of each sample, else None; None
+    instead of all. See ``curvature/per_sample.py``.
     ``distribution``: for an operator that turns its first input into probabilities, "bernoulli" or the function that
     views that input as rows of logits, called with the node's attributes.
     ``axes``: how the axes of the outputs correspond to those of the inputs, and ``spelled``: which parameters spell

@@ -253,13 +253,10 @@ def elementwise_sample_squares(
     call: Call, gradients: Sequence[Sequence[Tensor] | None], count: int, axis: int
 ) -> list[Tensor | None]:
     """``sample_squares`` of an elementwise operator: the slope once, for all samples and columns."""
-    position = call.wanted.index(True)
     gradient = gradients[0][0]
-    values = [v.expand(gradient.shape) if i == position else v for i, v in enumerate(call.inputs)]
-    (slope,) = [found for found in call.vjp([torch.ones_like(gradient)], values) if found is not None]
-    found: list[Tensor | None] = [None] * len(call.inputs)
-    found[position] = broadcast_squares(call.inputs[position].shape, gradients[0], slope, count, axis)
-    return found
+    values = [v.expand(gradient.shape) if wanted else v for v, wanted in zip(call.inputs, call.wanted, strict=True)]
+    slopes = zip(call.inputs, call.vjp([torch.ones_like(gradient)], values), strict=True)
+    return [None if s is None else broadcast_squares(v.shape, gradients[0], s, count, axis) for v, s in slopes]
 
 
 def sum_sample_squares(

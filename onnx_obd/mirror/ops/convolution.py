@@ -11,11 +11,21 @@ import torch.nn.functional as F
 from onnx_obd.mirror.axes import Node
 from onnx_obd.mirror.composite import composite, part
 from onnx_obd.mirror.ops import onednn
-from onnx_obd.mirror.ops.linear import linear, product_squares
-from onnx_obd.mirror.ops.sliding import bilinear, channels_last, geometry, positions, split_pads, torch_pads, windows
+from onnx_obd.mirror.ops.convolution_squares import conv_sample_squares
+from onnx_obd.mirror.ops.linear import linear
+from onnx_obd.mirror.ops.sliding import (
+    bilinear,
+    channels_last,
+    conv_geometry,
+    geometry,
+    positions,
+    split_pads,
+    torch_pads,
+    windows,
+)
 from onnx_obd.mirror.products import Product, row_bias, sliding_product
 from onnx_obd.mirror.registry import Ints, OutputCount, Rounded, op
-from onnx_obd.mirror.second import Call, movement, sum_of_squares, without_outputs
+from onnx_obd.mirror.second import Call, movement, without_outputs
 
 LARGE_IMAGES = 1 << 15
 """Elements from which the time to change the memory layout is well spent."""
@@ -37,7 +47,7 @@ def _wanted(call: Call) -> list[bool]:
 def _conv_second(call: Call, h):
     """y is linear in each of x, w and b: one backward convolution with squared operands."""
     (x, w), attributes = call.inputs[:2], call.attributes
-    begin, end, strides, dilations = _conv_geometry(x, w, attributes)
+    begin, end, strides, dilations = conv_geometry(x, w, attributes)
     symmetric = begin == end
     padded = x.square() if symmetric else F.pad(x.square(), torch_pads(begin, end))
     padding = begin if symmetric else (0,) * len(begin)
@@ -48,111 +58,6 @@ def _conv_second(call: Call, h):
     if h_x is not None and not symmetric:
         h_x = F.pad(h_x, torch_pads([-p for p in begin], [-p for p in end]))
     return (h_x, h_w, h_b)[: len(call.inputs)]
-
-
-def _conv_geometry(x, w, attributes):
-    keys = ("pads", "strides", "dilations")
-    return geometry(x.shape[2:], w.shape[2:], attributes.get("auto_pad", "NOTSET"), *map(attributes.get, keys))
-
-
-IN_CACHE = 1 << 19
-"""Elements of laid-out windows to have in memory at once (measured: best about here)."""
-
-MANY_WINDOWS = 1 << 21
-"""Elements of the laid-out windows of one sample from which a convolution, which needs none, is no slower."""
-
-FEW_WEIGHTS = 1 << 10
-"""Up to so many weights and for a single column oneDNN takes longer to set up than to convolve."""
-
-
-def _conv_sample_squares(call: Call, gradients, count: int, axis: int):
-    """The gradient of a sample is a product of its output gradients and its windows; squared while still in cache."""
-    (x, w), (g,), attributes = call.inputs[:2], gradients, call.attributes
-    if axis != 0 or len(g[0]) != count:
-        return None
-    if call.wanted.index(True) == 2:
-        return None, None, sum_of_squares([each.sum((*range(2, x.dim()),)) for each in g]).sum(0)
-    begin, end, strides, dilations = _conv_geometry(x, w, attributes)
-    group = attributes.get("group", 1)
-    if max(strides) == 1 and x.dim() == 4 and onednn.applies(x) and _few_pairs(w, g, group):
-        return None, _squares_by_pairs(x, w, g, begin, end, dilations, group)
-    x = F.pad(x, torch_pads(begin, end)) if any((*begin, *end)) else x
-    fast = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
-    windows_of_one = w[0].numel() * group * math.prod(g[0].shape[2:])
-    grouped = fast and group > 1 and (len(g) > 1 or w.numel() > FEW_WEIGHTS)
-    if grouped or windows_of_one > MANY_WINDOWS:
-        return None, _squares_by_groups(x, w, g, strides, dilations, group)
-    chunk, found = max(1, max(IN_CACHE, w.numel()) // windows_of_one), 0
-    for start in range(0, count, chunk):
-        samples = slice(start, start + chunk)
-        seen = _matrices(x[samples], w.shape[2:], strides, dilations, group)
-        back = [each[samples].flatten(2).unflatten(1, (group, -1)).mT for each in g]
-        found = found + product_squares(seen, back)
-    return None, found.view(len(w), *w.shape[2:], -1).movedim(-1, 1)
-
-
-FEW_PAIRS = 24
-"""Pairs of an input and an output of a group up to which ``_squares_by_pairs`` is faster than a product (measured)."""
-
-PAIRS_AT_ONCE = 1 << 20
-"""Elements of the gradients that it lays out anew at once: with fewer its calls cost too much (measured)."""
-
-
-def _few_pairs(w, g, group) -> bool:
-    kernel, places = math.prod(w.shape[2:]), math.prod(g[0].shape[2:])
-    small = group > 1 or w.numel() * places < onednn.MANY_PRODUCTS
-    return small and 1 < kernel <= places and len(w) // group * w.shape[1] * min(len(g), 4) <= FEW_PAIRS
-
-
-def _squares_by_pairs(x, w, g, begin, end, dilations, group):
-    """For strides of 1, by a depthwise convolution of the gradients with the inputs of each sample as kernels.
-
-    dy/dw[k] = sum over p of g[p] x[p + d k - begin], and so at d (K - 1 - k) a correlation of g, padded by
-    d (K - 1) - begin, with x. Channels are the samples times the inputs, which so lie in the lanes of a vector; the
-    outputs of a group are the images of a batch. No windows are laid out.
-    """
-    padding = [d * (k - 1) - p for d, k, p in zip(dilations, w.shape[2:], begin, strict=True)]
-    if begin != end or min(padding) < 0:
-        x, padding = F.pad(x, torch_pads(begin, end)), [p + q for p, q in zip(padding, begin, strict=True)]
-    inputs, outputs = w.shape[1], len(w) // group
-    chunk = max(1, PAIRS_AT_ONCE // (inputs * g[0][0].numel()))
-    squares = w.new_zeros(outputs, group, inputs, *w.shape[2:])
-    for start in range(0, len(x), chunk):
-        kernels = x[start : start + chunk].reshape(-1, 1, *x.shape[2:])
-        for each in g:
-            images = each[start : start + chunk].unflatten(1, (group, outputs)).movedim(2, 0).unsqueeze(3)
-            images = images.expand(-1, -1, -1, inputs, -1, -1).reshape(outputs, len(kernels), *each.shape[2:])
-            made = onednn.convolution(images, kernels, None, dilations, padding, (1, 1), len(kernels))
-            squares += made.square().unflatten(1, (-1, group, inputs)).sum(1)
-    return squares.transpose(0, 1).flip(-2, -1).reshape(w.shape)
-
-
-def _squares_by_groups(x, w, g, strides, dilations, group):
-    """Samples as groups of one convolution, whose kernel then has the gradient of each; columns as further channels."""
-    columns, shape = len(g), (group, len(w) // group)
-    chunk = max(1, IN_CACHE // (columns * w.numel()))
-    none, squares = (0,) * len(strides), torch.zeros_like(w)
-    for start in range(0, len(x), chunk):
-        images = x[start : start + chunk]
-        parts = len(images) * group
-        back = torch.cat([each[start : start + chunk].unflatten(1, shape) for each in g], 2)
-        kernel = w.new_empty(1).expand(parts * columns * shape[1], *w.shape[1:])
-        _, made, _ = _backward(
-            back.reshape(1, -1, *g[0].shape[2:]), images.reshape(1, -1, *x.shape[2:]), kernel, None, strides, none,
-            dilations, False, none, parts, [False, True, False],
-        )  # fmt: skip
-        squares += made.square_().view(-1, group, columns, shape[1], *w.shape[1:]).sum((0, 2)).view(w.shape)
-    return squares
-
-
-def _matrices(x, kernel, strides, dilations, group):
-    """The windows of x [N, C, *size] as [N, group, prod(output), prod(kernel) * C / group], copied in longest runs."""
-    seen, rank = windows(x, kernel, strides, dilations).unflatten(1, (group, -1)), len(kernel)
-    if x.stride(1) == 1 and seen.shape[2] * kernel[-1] >= seen.shape[2 + rank]:  # along kernel and channels
-        return seen.movedim(2, -1).flatten(2, 1 + rank).flatten(3)
-    seen = windows(x.contiguous(), kernel, strides, dilations).unflatten(1, (group, -1))
-    output, taps = range(3, 3 + rank), range(3 + rank, 3 + 2 * rank)
-    return seen.permute(0, 1, *taps, 2, *output).flatten(2, 2 + rank).flatten(3).mT
 
 
 def _laid_out(x, w):
@@ -204,13 +109,13 @@ def _summed_in_blocks(x, w, b):
 def conv_product(position, inputs, attributes) -> Product:
     x, w, b = (*inputs, None)[:3]
     group = attributes.get("group", 1)
-    begin, end, strides, dilations = _conv_geometry(x, w, attributes)
+    begin, end, strides, dilations = conv_geometry(x, w, attributes)
     unfolded = windows(F.pad(x, torch_pads(begin, end)), w.shape[2:], strides, dilations)
     return sliding_product(unfolded, group, lambda w: w.reshape(group, len(w) // group, -1), row_bias(2, b, group))
 
 
 @op(
-    "Conv", 1, 11, 22, second=_conv_second, sample_squares=_conv_sample_squares, weights=(1,), axes=CONV_AXES,
+    "Conv", 1, 11, 22, second=_conv_second, sample_squares=conv_sample_squares, weights=(1,), axes=CONV_AXES,
     product=conv_product,
 )  # fmt: skip
 def conv(

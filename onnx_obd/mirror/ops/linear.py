@@ -187,12 +187,15 @@ def _gemm_second(call: Call, h):
 
 
 def _gemm_sample_squares(call: Call, gradients, count: int, axis: int):
-    """As for MatMul with one row per sample; of c too where each sample meets an element of it once."""
-    (g,), position = gradients, call.wanted.index(True)
-    features = g[0].shape[0 if position == 0 else 1]
-    if g[0].numel() != count * features or (position == 2 and call.inputs[2].numel() != features):
+    """As for MatMul with one row per sample; of c too where no element of a sample meets what another one does."""
+    (g,), (want_a, want_b, want_c) = gradients, (*call.wanted, False)[:3]
+    if g[0].shape[axis] != count or (want_a, want_b) not in ((False, False), (axis == 1, axis == 0)):
         return None
-    return _gemm_second(call, [sum_of_squares(g)])
+    if want_c:
+        c = call.inputs[2]
+        want_c = ((1,) * (2 - c.dim()) + tuple(c.shape))[1 - axis] == g[0].shape[1 - axis]
+    wanted = (want_a, want_b, want_c)[: len(call.inputs)]
+    return _gemm_second(replace(call, wanted=wanted), [sum_of_squares(g)])
 
 
 def gemm_axes(node: Node) -> str:

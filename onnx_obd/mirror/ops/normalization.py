@@ -121,19 +121,22 @@ def _batch_second(call: Call, h):
 
 def _batch_sample_squares(call: Call, gradients, count: int, axis: int):
     """With given statistics every operand but x has one slope for each element of x."""
-    (g, *others), position, x = gradients, call.wanted.index(True), call.inputs[0]
+    (g, *others), x = gradients, call.inputs[0]
     if any(value is not None for value in others):
         return None
     scale, _, mean, var = (_per_channel(value, x) for value in call.inputs[1:])
     sigma = (var + call.attributes.get("epsilon", 1e-5)).sqrt()
     slopes = (
+        None,
         lambda: (x - mean) / sigma,
         lambda: None,
         lambda: -scale / sigma,
         lambda: (x - mean) * scale / (-2 * sigma**3),
     )
-    found = broadcast_squares(scale.shape, g, slopes[position - 1](), count, axis)
-    return [found.reshape(v.shape) if wanted else None for v, wanted in zip(call.inputs, call.wanted, strict=True)]
+    return [
+        broadcast_squares(scale.shape, g, slope(), count, axis).reshape(value.shape) if wanted else None
+        for value, wanted, slope in zip(call.inputs, call.wanted, slopes, strict=True)
+    ]
 
 
 def batch_axes(trained: bool) -> str:
@@ -230,16 +233,13 @@ def _layer_arguments(call: Call):
 
 def _layer_sample_squares(call: Call, gradients, count: int, axis: int):
     """y = normal scale + bias."""
-    (g, *others), position = gradients, call.wanted.index(True)
+    g, *others = gradients
     if any(value is not None for value in others):
         return None
     x, _, dims = _layer_arguments(call)
-    slope = None
-    if position == 1:
-        slope, _, _ = _standardise(x, dims, call.attributes.get("epsilon", 1e-5))
-    found: list[torch.Tensor | None] = [None] * len(call.inputs)
-    found[position] = broadcast_squares(call.inputs[position].shape, g, slope, count, axis)
-    return found
+    slope, _, _ = _standardise(x, dims, call.attributes.get("epsilon", 1e-5)) if call.wanted[1] else (None,) * 3
+    triples = zip(call.inputs, call.wanted, (None, slope, None), strict=False)
+    return [broadcast_squares(v.shape, g, slope, count, axis) if wanted else None for v, wanted, slope in triples]
 
 
 def layer_axes(node: Node) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ def geometry(
     if auto_pad == "VALID" or not pads:
         return (0,) * rank, (0,) * rank, strides, dilations
     return pads[:rank], pads[rank:], strides, dilations
+
+
+def conv_geometry(x: Tensor, w: Tensor, attributes: Mapping[str, Any]) -> tuple[Sizes, Sizes, Sizes, Sizes]:
+    """``geometry`` of a convolution node."""
+    keys = ("pads", "strides", "dilations")
+    return geometry(x.shape[2:], w.shape[2:], attributes.get("auto_pad", "NOTSET"), *map(attributes.get, keys))
 
 
 def split_pads(total: Sequence[int], upper: bool) -> tuple[Sizes, Sizes]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from onnx_obd.mirror.ops import onednn
-from onnx_obd.mirror.ops.convolution import MANY_WINDOWS, PAIRS_AT_ONCE, conv
+from onnx_obd.mirror.ops.convolution import conv
+from onnx_obd.mirror.ops.convolution_squares import MANY_WINDOWS, PAIRS_AT_ONCE
 from onnx_obd.mirror.ops.linear import IN_CACHE, product_squares
 from onnx_obd.mirror.registry import operator_of
 from onnx_obd.mirror.second import Call
@@ -54,7 +55,7 @@ def test_the_cases_above_reach_every_path():
 def test_convolutions_are_squared_sample_by_sample(
     monkeypatch, channels, out, kernel, attributes, many_windows, layout
 ):
-    monkeypatch.setattr("onnx_obd.mirror.ops.convolution.MANY_WINDOWS", many_windows)
+    monkeypatch.setattr("onnx_obd.mirror.ops.convolution_squares.MANY_WINDOWS", many_windows)
     assert_squared_sample_by_sample(channels, out, kernel, attributes, layout)
 
 
@@ -72,9 +73,9 @@ def test_convolutions_are_squared_sample_by_sample(
 def test_convolutions_of_few_channels_are_squared_sample_by_sample(
     monkeypatch, channels, out, kernel, attributes, at_once, layout
 ):
-    monkeypatch.setattr("onnx_obd.mirror.ops.convolution.PAIRS_AT_ONCE", at_once)
-    for other in ("product_squares", "_squares_by_groups"):
-        monkeypatch.delattr(f"onnx_obd.mirror.ops.convolution.{other}")
+    monkeypatch.setattr("onnx_obd.mirror.ops.convolution_squares.PAIRS_AT_ONCE", at_once)
+    for other in ("_squares_by_products", "_squares_by_groups"):
+        monkeypatch.delattr(f"onnx_obd.mirror.ops.convolution_squares.{other}")
     assert_squared_sample_by_sample(channels, out, kernel, attributes, layout)
 
 
@@ -86,8 +87,10 @@ def assert_squared_sample_by_sample(channels, out, kernel, attributes, layout):
     y = conv(x, w, **attributes)
     g = [torch.randn(y.shape, generator=generator).to(memory_format=layout) for _ in range(2)]
     for directions in (g[:1], g):
-        call = Call("node", None, attributes, (x, w), (), (False, True))
-        _, found = operator_of(conv).sample_squares(call, [directions], 3, 0)
+        call = Call("node", None, attributes, (x, w, w.new_zeros(out)), (), (False, True, True))
+        _, found, of_bias = operator_of(conv).sample_squares(call, [directions], 3, 0)
+        each = sum(direction.double().sum((2, 3)).square().sum(0) for direction in directions)
+        torch.testing.assert_close(of_bias.double(), each, rtol=1e-4, atol=1e-3)
         expected = torch.zeros_like(w, dtype=torch.float64)
         for direction in directions:
             for n in range(3):
