@@ -2,6 +2,15 @@
 
 from onnx_obd.recovery.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from onnx_obd.recovery.trainable import trainable_weights
-from onnx_obd.recovery.training import Recipe, State, Training
+from onnx_obd.recovery.training import LEARNING_RATES, Recipe, State, Training
 
-__all__ = ["Checkpoint", "Recipe", "State", "Training", "load_checkpoint", "save_checkpoint", "trainable_weights"]
+__all__ = [
+    "LEARNING_RATES",
+    "Checkpoint",
+    "Recipe",
+    "State",
+    "Training",
+    "load_checkpoint",
+    "save_checkpoint",
+    "trainable_weights",
+]

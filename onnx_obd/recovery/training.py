@@ -41,6 +41,12 @@ FADED = 0.75
 PATIENCE = 0.4
 """It ends when the best state is older than this share of the whole training, what comes before not counted."""
 
+HOPELESS = 0.2
+"""Or after this share of it, if the loss is ``FAR_WORSE`` than at the start and has never been better."""
+
+VALIDATING = 0.1
+"""Share of the time for validation, where the time counts."""
+
 
 LEARNING_RATES = (3e-4, 1e-3, 5e-3, 2e-2)
 """Among these trials decide: deep networks of depthwise convolutions take the first, small dense ones the last."""
@@ -52,7 +58,7 @@ What the best one has gained is kept. Few steps prefer too low a rate where weig
 """
 
 FAR_WORSE = 2.0
-"""No higher rate is tried after a loss so many times the lowest of the trials."""
+"""So many times as high a loss: no higher rate is tried after one so far above the lowest of the trials."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +97,15 @@ class State:
     """Where a training stands; with the mirror's weights and Adam's moments, all that it takes to go on.
 
     Losses are means over the validation samples; ``best`` are the weights of the lowest, ``best_at`` is how much of the
-    training was done then, ``layerwise`` how much of it matches nodes, ``moments`` what Adam remembers of each weight.
+    training was done then, ``highest_loss`` what it rose to on the way, ``layerwise`` how much of it matches nodes,
+    ``moments`` what Adam remembers of each weight.
     """
 
     best: dict[str, Tensor]
     best_loss: float
     start_loss: float
     best_at: float = 0.0
+    highest_loss: float = 0.0
     learning_rate: float = 0.0
     layerwise: float = LAYERWISE
     epoch: int = 0
@@ -162,14 +170,19 @@ class Training:
         optimizer = self._optimizer()
         done = self.recipe.progress(state.epoch, state.seconds)
         warm = FADED if self.recipe.fade else state.layerwise
-        while done < 1 and done - max(state.best_at, warm) <= PATIENCE:
+        loss, next_at = math.nan, 0.0
+        while done < 1 and done - max(state.best_at, warm) <= PATIENCE and not self._hopeless(done, loss):
             matching = done < state.layerwise
             done = self._epoch(optimizer, begin)
             state.epoch += 1
             state.seconds = time.perf_counter() - begin
             done = max(done, self.recipe.progress(state.epoch, state.seconds))
-            self._validate(done)
-            if matching and done >= state.layerwise and not self.recipe.fade:
+            matched = matching and done >= state.layerwise
+            if state.seconds >= next_at or matched or done >= 1:
+                loss = self._validate(done)
+                now = time.perf_counter() - begin
+                next_at = now + (now - state.seconds) * (1 / VALIDATING - 1) if self.recipe.minutes is not None else 0.0
+            if matched and not self.recipe.fade:
                 restore(self.mirror, state.best)  # what matching the nodes has gained, or the start if that is better
             weights = {name: self.mirror.weights[name] for name in self.names}
             state.moments = {name: optimizer.state[w] for name, w in weights.items() if w in optimizer.state}
@@ -283,16 +296,25 @@ class Training:
             else:
                 weight.masked_fill_(gone, 0.0)
 
-    def _validate(self, done: float) -> None:
+    def _validate(self, done: float) -> float:
+        """The validation loss; NaN while weights still fade."""
         if self.recipe.fade and done < FADED:
-            return  # not yet a pruned model
+            return math.nan  # not yet a pruned model
         self._delete(1.0)
         try:
             loss = self.validation.loss()
         except NumericalError:  # it has diverged; the best state stays
-            return
+            loss = math.inf
+        self.state.highest_loss = max(self.state.highest_loss, loss)
         if loss < self.state.best_loss:
             self.state.best, self.state.best_loss, self.state.best_at = snapshot(self.mirror), loss, done
+        return loss
+
+    def _hopeless(self, done: float, loss: float) -> bool:
+        """Is the rate so high that it will only get back to where it was, if at all?"""
+        state = self.state
+        late = done > state.layerwise + HOPELESS
+        return late and state.best_loss >= state.start_loss and loss > FAR_WORSE * state.start_loss
 
     def _optimizer(self) -> torch.optim.Adam:
         parameters = [self.mirror.weights[name] for name in self.names]

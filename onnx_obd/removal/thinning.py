@@ -23,7 +23,7 @@ from onnx_obd.errors import ModelError
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.records import Quality
-from onnx_obd.recovery import Recipe, Training
+from onnx_obd.recovery import LEARNING_RATES, Recipe, Training
 from onnx_obd.run import Run, weights_of
 from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 from onnx_obd.surgery.compensate import compensate
@@ -53,9 +53,10 @@ BOTH_WAYS = 5
 MIXTURES = 4
 """For every sample that training is judged by."""
 
-LEARNING_RATE, SLOWER, LEAST_RATE = 5e-3, 4.0, 3e-4
-"""Of the training, at first; so many times lower after one that did not help; and at least. A trial of a few steps
-would take a low one: what was refitted stands at the bottom of a valley, and leaves it only for a better one."""
+LEARNING_RATE, SLOWER, FASTER = 5e-3, 4.0, 2.0
+"""Of the training, at first; so many times lower after one that did not help, higher after one in which the loss never
+rose above where it began, within ``LEARNING_RATES``. A trial of a few steps would take a low one: what was refitted
+stands at the bottom of a valley, and leaves it only for a better one."""
 
 HELPED = 0.95
 """A training did not, after which the loss is above this share of what it was."""
@@ -159,7 +160,9 @@ class Thinning:
             )
             found = training.run(report)
         if found.best_loss > HELPED * found.start_loss:
-            self.learning_rate = max(self.learning_rate / SLOWER, LEAST_RATE)
+            self.learning_rate = max(self.learning_rate / SLOWER, min(LEARNING_RATES))
+        elif found.highest_loss <= found.start_loss and run.options.learning_rate is None:
+            self.learning_rate = min(self.learning_rate * FASTER, max(LEARNING_RATES))
         restore_survivors(run.mirror, self.units, self._removed(state.gone), small.weights)
         return self._told(state.gone, small, True)
 

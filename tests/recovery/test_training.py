@@ -8,7 +8,7 @@ import torch
 
 from onnx_obd.errors import DataError, UsageError
 from onnx_obd.recovery import Recipe, Training, load_checkpoint, save_checkpoint
-from onnx_obd.recovery.training import LEARNING_RATES
+from onnx_obd.recovery.training import FAR_WORSE, LEARNING_RATES
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from tests.curvature.networks import calibration, mlp
 
@@ -189,3 +189,33 @@ def test_checkpoints_that_cannot_be_used(pruned, tmp_path):
         path.write_bytes(broken)
         with pytest.raises(DataError, match="not a checkpoint"):
             load_checkpoint(path, SUBJECT)
+
+
+def test_a_hopeless_rate_ends_early(pruned):
+    """Nodes are matched for 0.15 of the training; a fifth further the loss is far above the start. Or it goes on."""
+    training = Training(*pruned, Recipe(epochs=50, learning_rate=1e4))
+    state = training.run()
+    assert state.epoch == 18 and state.highest_loss > FAR_WORSE * state.start_loss
+    assert Training(*pruned, Recipe(epochs=50, learning_rate=1e-3)).run().epoch == 50
+
+
+def test_validation_takes_a_tenth_of_the_time(pruned, monkeypatch):
+    """Of ten seconds, by a clock that only epochs (0.05 s) and validation (0.1 s) move; each epoch where they count."""
+    clock, counted = [0.0], []
+    monkeypatch.setattr("onnx_obd.recovery.training.time.perf_counter", lambda: clock[0])
+
+    def ran(seconds, method):
+        def run(self, *arguments):
+            clock[0] += seconds
+            counted.append(method.__name__)
+            return method(self, *arguments)
+
+        return run
+
+    monkeypatch.setattr(Training, "_epoch", ran(0.05, Training._epoch))
+    monkeypatch.setattr(Training, "_validate", ran(0.1, Training._validate))
+    Training(*pruned, Recipe(minutes=1 / 6, learning_rate=1e-3)).run()
+    assert counted.count("_epoch") > 100 and 9 <= counted.count("_validate") <= 12
+    counted.clear()
+    Training(*pruned, Recipe(epochs=20, learning_rate=1e-3)).run()
+    assert counted.count("_validate") == counted.count("_epoch") == 20

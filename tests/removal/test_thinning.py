@@ -87,7 +87,19 @@ def test_a_rate_that_does_not_help_is_lowered(tmp_path):
         assert trained.quality.loss <= 1.2 * state.quality.loss  # never left with what such a rate does
         rates.append(thinning.learning_rate)
     assert rates[0] == 30 and rates[1] == 30 / module.SLOWER
-    assert module.LEAST_RATE <= rates[-1] == rates[-2] < 1  # where it helps it stays
+    assert min(module.LEARNING_RATES) <= rates[-1] == rates[-2] < 1  # where it helps it stays
+
+
+def test_a_rate_that_only_helps_is_raised(tmp_path):
+    run = prepared(tmp_path, repair=False)
+    thinning = Thinning(run)
+    thinning.learning_rate = 2.5e-3
+    state = thinning.without(thinning.whole, [unit.id for unit in thinning.units.units][::4])
+    rates = [thinning.learning_rate]
+    for _ in range(4):
+        thinning.trained(state, None, 12)
+        rates.append(thinning.learning_rate)
+    assert module.FASTER == 2 and rates == [2.5e-3, 5e-3, 1e-2, 2e-2, 2e-2]
 
 
 def test_losses_are_of_the_units_that_are_left(tmp_path):
