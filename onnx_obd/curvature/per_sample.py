@@ -167,8 +167,11 @@ class _Together:
             entered.append(apart if made else value)
         return entered
 
-    def take_here(self, meeting: Meeting, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
-        """A meeting's outputs, whose gradients are taken there; a single direction's are squared and forgotten."""
+    def take_here(self, meeting: Meeting, outputs: dict[int, Tensor], inputs: Sequence[Any]) -> dict[int, Tensor]:
+        """Take the gradients of a meeting's outputs: a single direction's are squared and forgotten.
+
+        Returns the outputs that others are to read in the place of these.
+        """
         slots = tuple(outputs)
 
         def arrived(gradients: Sequence[Tensor | None]) -> None:
@@ -181,6 +184,11 @@ class _Together:
                     del self.waiting[slot]
 
         self.elements += sum(value.numel() for value in outputs.values())
+        if len(outputs) == 1:
+            (value,) = outputs.values()  # a hook costs less; what is handed through has gradients of other readers too
+            if value.grad_fn is not None and all(value is not other for other in inputs):
+                value.register_hook(lambda gradient: arrived([gradient]))
+                return {}
         recorded = any(value.requires_grad for value in outputs.values())
         anchor = None if recorded else torch.zeros((), requires_grad=True)
         return dict(zip(slots, _Taken.apply(arrived, anchor, *outputs.values()), strict=True))
@@ -291,7 +299,7 @@ def _run_together(layout: Layout, mirror: Mirror, batch: Batch) -> tuple[_Togeth
             results = dict(zip(step.outputs, step(*values), strict=False))
             if meeting is not None:
                 floats = {slot: value for slot, value in results.items() if is_float(value)}
-                results |= run.take_here(meeting, floats)
+                results |= run.take_here(meeting, floats, values)
                 del floats
             for slot, value in results.items():
                 env[slot] = value

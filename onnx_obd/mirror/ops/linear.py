@@ -61,7 +61,7 @@ def product_squares(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch
     For x [samples, groups, rows, K] and each g [samples, groups, rows, M]. With one row it is a product of squares;
     else the gradients are made and squared while still in cache.
     """
-    count, groups, rows, width = gradients[0].shape
+    _, groups, rows, width = gradients[0].shape
     if rows == 1:
         return sum_of_squares(gradients)[:, :, 0].permute(1, 2, 0) @ x[:, :, 0].square().movedim(1, 0)
     size = groups * width * x.shape[3]
@@ -71,14 +71,12 @@ def product_squares(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch
     if apart and block < width:
         parts = zip(*(g.split(block, 3) for g in gradients), strict=True)
         return torch.cat([product_squares(x, part) for part in parts], 1)
-    chunk, total = max(1, IN_CACHE // (columns * (groups * width * rows if apart else size))), 0
+    total = None
     for first in range(0, len(gradients), columns):
-        sums: list[torch.Tensor] = []
-        for start in range(0, count, chunk):
-            back = _side_by_side([g[start : start + chunk] for g in gradients[first : first + columns]])
-            add = _add_squares_apart if apart else _add_squares_together
-            add(sums, back.mT, x[start : start + chunk])
-        total = total + torch.stack(sums).unflatten(1, (-1, width)).sum(1)
+        some = gradients[first : first + columns]
+        squares = (_squares_apart if apart else _squares_together)(x, some)
+        squares = squares if len(some) == 1 else squares.unflatten(1, (-1, width)).sum(1)
+        total = squares if total is None else total.add_(squares)
     return total
 
 
@@ -89,22 +87,31 @@ def _side_by_side(gradients: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(gradients, 3) if gradients[0].stride(3) == 1 else torch.cat([g.mT for g in gradients], 2).mT
 
 
-def _add_squares_apart(sums: list[torch.Tensor], b: torch.Tensor, a: torch.Tensor) -> None:
-    """Add (b a)^2 of each sample to the sums, which are of a group each; each product is one call of oneDNN."""
-    for of_sample in zip(b, a, strict=True):
-        made = [_by_onednn(*of_group) for of_group in zip(*of_sample, strict=True)]
-        if sums:
-            for sum_, product in zip(sums, made, strict=True):
-                sum_.addcmul_(product, product)
-        else:
-            sums += [product.square_() for product in made]
+def _squares_apart(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[groups, columns * M, K], by one call of oneDNN for each sample and group."""
+    chunk, sums = max(1, IN_CACHE // (len(gradients) * gradients[0][0].numel())), []
+    for start in range(0, len(x), chunk):
+        back = _side_by_side([g[start : start + chunk] for g in gradients]).mT
+        for of_sample in zip(back, x[start : start + chunk], strict=True):
+            made = [_by_onednn(*of_group) for of_group in zip(*of_sample, strict=True)]
+            if sums:
+                for sum_, product in zip(sums, made, strict=True):
+                    sum_.addcmul_(product, product)
+            else:
+                sums = [product.square_() for product in made]
+    return torch.stack(sums)
 
 
-def _add_squares_together(sums: list[torch.Tensor], b: torch.Tensor, a: torch.Tensor) -> None:
-    """The same in one call for all samples and groups."""
-    made = (a.mT @ b.mT).mT if b.shape[2] >= a.shape[3] else b @ a
-    squares = made.square_().sum(0)
-    sums[:] = [sum_.add_(square) for sum_, square in zip(sums, squares, strict=True)] if sums else squares
+def _squares_together(x: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[groups, columns * M, K], by one call for as many samples as fit the cache."""
+    of_one = len(gradients) * gradients[0].shape[3] * x[0, :, 0].numel()
+    chunk, total = max(1, IN_CACHE // of_one), None
+    for start in range(0, len(x), chunk):
+        b, a = _side_by_side([g[start : start + chunk] for g in gradients]), x[start : start + chunk]
+        made = (a.mT @ b).mT if b.shape[3] >= a.shape[3] else b.mT @ a
+        squares = made.square_().sum(0)
+        total = squares if total is None else total.add_(squares)
+    return total
 
 
 def _by_onednn(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
