@@ -73,6 +73,10 @@ def _squares_by_products(x, w, g, geometry, group, want_b):
 FEW_PAIRS = 24
 """Pairs of an input and an output of a group up to which ``_squares_by_pairs`` is faster than a product (measured)."""
 
+MANY_TAPS, FEW_IMAGES, SMALL_IMAGES, MANY_PRODUCTS = 16, 16, 1 << 13, 1 << 22
+"""With up to 8 inputs it still is from so many taps on, for up to so many outputs and elements of them in a sample, and
+from so many multiplications in a call."""
+
 PAIRS_AT_ONCE = 1 << 20
 """Elements of the gradients that it lays out anew at once: with fewer its calls cost too much (measured)."""
 
@@ -80,32 +84,40 @@ PAIRS_AT_ONCE = 1 << 20
 def _few_pairs(x, w, g, geometry, group) -> bool:
     if max(geometry[2]) > 1 or x.dim() != 4 or not onednn.applies(x):
         return False
+    inputs, outputs = w.shape[1], len(w) // group
     kernel, places = math.prod(w.shape[2:]), math.prod(g[0].shape[2:])
     small = group > 1 or w.numel() * places < onednn.MANY_PRODUCTS
-    return small and 1 < kernel <= places and len(w) // group * w.shape[1] * min(len(g), 4) <= FEW_PAIRS
+    if not small or not 1 < kernel <= places:
+        return False
+    if outputs * inputs * min(len(g), 4) <= FEW_PAIRS:
+        return True
+    few_images = outputs <= FEW_IMAGES and outputs * places <= SMALL_IMAGES
+    in_a_call = len(x) * outputs * places * kernel
+    return len(g) == group == 1 and inputs <= 8 and few_images and kernel >= MANY_TAPS and in_a_call >= MANY_PRODUCTS
 
 
 def _squares_by_pairs(x, w, g, begin, end, _strides, dilations, group):
-    """For strides of 1, by a depthwise convolution of the gradients with the inputs of each sample as kernels.
+    """For strides of 1, by depthwise convolutions of the gradients with an input of each sample as kernels.
 
     dy/dw[k] = sum over p of g[p] x[p + d k - begin], and so at d (K - 1 - k) a correlation of g, padded by
-    d (K - 1) - begin, with x. Channels are the samples times the inputs, which so lie in the lanes of a vector; the
-    outputs of a group are the images of a batch. No windows are laid out.
+    d (K - 1) - begin, with x. Channels are the samples and groups, which so lie in the lanes of a vector; the outputs
+    of a group are the images of a batch. No windows are laid out.
     """
     padding = [d * (k - 1) - p for d, k, p in zip(dilations, w.shape[2:], begin, strict=True)]
     if begin != end or min(padding) < 0:
         x, padding = F.pad(x, torch_pads(begin, end)), [p + q for p, q in zip(padding, begin, strict=True)]
-    inputs, outputs = w.shape[1], len(w) // group
-    chunk = max(1, PAIRS_AT_ONCE // (inputs * g[0][0].numel()))
-    squares = w.new_zeros(outputs, group, inputs, *w.shape[2:])
+    inputs, shape = w.shape[1], (group, len(w) // group)
+    chunk = max(1, PAIRS_AT_ONCE // g[0][0].numel())
+    squares = w.new_zeros(inputs, shape[1], group, *w.shape[2:])
     for start in range(0, len(x), chunk):
-        kernels = x[start : start + chunk].reshape(-1, 1, *x.shape[2:])
+        kernels = x[start : start + chunk].unflatten(1, (group, inputs))
         for each in g:
-            images = each[start : start + chunk].unflatten(1, (group, outputs)).movedim(2, 0).unsqueeze(3)
-            images = images.expand(-1, -1, -1, inputs, -1, -1).reshape(outputs, len(kernels), *each.shape[2:])
-            made = onednn.convolution(images, kernels, None, dilations, padding, (1, 1), len(kernels))
-            squares += made.square().unflatten(1, (-1, group, inputs)).sum(1)
-    return squares.transpose(0, 1).flip(-2, -1).reshape(w.shape)
+            images = each[start : start + chunk].unflatten(1, shape).movedim(2, 0).flatten(1, 2).contiguous()
+            for number in range(inputs):
+                kernel = kernels[:, :, number].reshape(-1, 1, *x.shape[2:])
+                made = onednn.convolution(images, kernel, None, dilations, padding, (1, 1), len(kernel))
+                squares[number] += made.square_().unflatten(1, (-1, group)).sum(1)
+    return squares.permute(2, 1, 0, 3, 4).flip(-2, -1).reshape(w.shape)
 
 
 def _squares_by_groups(x, w, g, begin, end, strides, dilations, group):

@@ -65,6 +65,7 @@ def test_convolutions_are_squared_sample_by_sample(
     [
         (1, 6, (5, 3), {"pads": [2, 1, 2, 1]}),
         (2, 5, (3, 2), {"pads": [2, 0, 1, 1], "dilations": [1, 2]}),
+        (3, 4, (3, 3), {}),
         (8, 8, (3, 3), {"group": 8, "dilations": [2, 1]}),
         (6, 12, (3, 2), {"group": 3, "pads": [3, 3, 3, 3]}),
     ],
@@ -79,14 +80,21 @@ def test_convolutions_of_few_channels_are_squared_sample_by_sample(
     assert_squared_sample_by_sample(channels, out, kernel, attributes, layout)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_so_are_those_of_many_taps_along_one_direction(monkeypatch, layout):
+    monkeypatch.setattr("onnx_obd.mirror.ops.convolution_squares.MANY_PRODUCTS", 1)
+    monkeypatch.delattr("onnx_obd.mirror.ops.convolution_squares._squares_by_products")
+    assert_squared_sample_by_sample(6, 16, (5, 5), {"pads": [1, 0, 0, 2]}, layout, most=1)
+
+
 @torch.no_grad()
-def assert_squared_sample_by_sample(channels, out, kernel, attributes, layout):
+def assert_squared_sample_by_sample(channels, out, kernel, attributes, layout, most=2):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, channels, 15, 17, generator=generator).to(memory_format=layout)
     w = torch.randn(out, channels // attributes.get("group", 1), *kernel, generator=generator)
     y = conv(x, w, **attributes)
     g = [torch.randn(y.shape, generator=generator).to(memory_format=layout) for _ in range(2)]
-    for directions in (g[:1], g):
+    for directions in (g[:number] for number in range(1, most + 1)):
         call = Call("node", None, attributes, (x, w, w.new_zeros(out)), (), (False, True, True))
         _, found, of_bias = operator_of(conv).sample_squares(call, [directions], 3, 0)
         each = sum(direction.double().sum((2, 3)).square().sum(0) for direction in directions)
