@@ -66,6 +66,9 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+WARM_UP = 3
+"""Rounds that are not counted: until the C library's heap has the size that all of them need."""
+
 Runs = dict[str, Callable[[], object]]
 """By name; a plain pass first."""
 
@@ -79,9 +82,10 @@ def our_runs(calibration: Calibration, names: tuple[str, ...]) -> Runs:
 
 def costs(*groups: Runs, repeats: int) -> list[list[float]]:
     """Of each group of runs: milliseconds of the plain pass, then the ratio of the others to it."""
-    for runs in groups:
-        for run in runs.values():
-            run()
+    for _ in range(WARM_UP):
+        for runs in groups:
+            for run in runs.values():
+                run()
     times = [[[seconds(run) for run in runs.values()] for runs in groups] for _ in range(repeats)]
     found = []
     for rows in zip(*times, strict=True):
