@@ -35,6 +35,9 @@ WARM_UP = 0.05
 MINIBATCH = 16
 """Samples per step."""
 
+FEWEST_STEPS = 200
+"""With which samples are moved to where student and teacher disagree."""
+
 FADED = 0.75
 """Share of the training after which weights that fade are zero."""
 
@@ -146,6 +149,7 @@ class Training:
         self.scale = {name: _scale(weights[name], keep.get(name)) for name in self.names}
         loss = self.validation.loss() if not recipe.fade else math.inf
         self.state = State(weights, loss, loss)
+        self.disputes: list[float] = []  # seconds a sample
 
     def resume(self, state: State, present: Mapping[str, Tensor]) -> None:
         """Go on from a saved state with the weights as they were then."""
@@ -232,8 +236,20 @@ class Training:
         if not self.composer.possible:
             return batch
         drawn = self.composer.composed(batch, generator)
-        # Of outputs without classes those that are large differ most, far from the samples: no gain.
-        return self.composer.disputed(drawn, self.mirror, generator) if self.objective.classifies else drawn
+        if not self._worth_disputing():
+            return drawn
+        start = time.perf_counter()
+        drawn = self.composer.disputed(drawn, self.mirror, generator)
+        self.disputes.append((time.perf_counter() - start) / batch.count)
+        return drawn
+
+    def _worth_disputing(self) -> bool:
+        """It takes half of a step: for few steps that is too much, but the first ones, by which it is known."""
+        if not self.objective.classifies:  # of other outputs the large ones differ most: measured, no gain
+            return False
+        if self.recipe.minutes is None or len(self.disputes) < 3:
+            return True
+        return FEWEST_STEPS * 2 * min(self.disputes) * MINIBATCH <= 60 * self.recipe.minutes
 
     def _trials(self) -> float:
         """The learning rate after a few steps of which, on the objective itself, the validation loss is lowest.

@@ -8,6 +8,7 @@ import torch
 
 from onnx_obd.errors import DataError, UsageError
 from onnx_obd.recovery import Recipe, Training, load_checkpoint, save_checkpoint
+from onnx_obd.recovery.composed import Composer
 from onnx_obd.recovery.training import FAR_WORSE, LEARNING_RATES
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from tests.curvature.networks import calibration, mlp
@@ -219,3 +220,24 @@ def test_validation_takes_a_tenth_of_the_time(pruned, monkeypatch):
     counted.clear()
     Training(*pruned, Recipe(epochs=20, learning_rate=1e-3)).run()
     assert counted.count("_validate") == counted.count("_epoch") == 20
+
+
+def test_with_few_steps_nothing_is_disputed(pruned, monkeypatch):
+    """By a clock that moves by 10 s for each batch that is disputed: 2 · 200 steps of 16 samples, 8 of them in 10 s."""
+    found, original, keep = pruned
+    assert not found.objective.classifies
+    assert not Training(found, original, keep, Recipe(minutes=1.0))._worth_disputing()
+    found = calibration(mlp(sizes=(6, 16, 5)), count=40, batch_size=8, kind="kl")[0]
+    clock, moved = [0.0], Composer.disputed
+    monkeypatch.setattr("onnx_obd.recovery.training.time.perf_counter", lambda: clock[0])
+
+    def disputed(self, *arguments):
+        clock[0] += 10
+        return moved(self, *arguments)
+
+    monkeypatch.setattr(Composer, "disputed", disputed)
+    for minutes, expected in ((2 * 200 * 20 / 60 + 0.1, 20), (2 * 200 * 20 / 60 - 0.1, 3), (None, 20)):
+        training = Training(found, original, {}, Recipe(epochs=1 if minutes is None else None, minutes=minutes))
+        for _ in range(20):
+            training._drawn(training.train.batches[0], torch.Generator())
+        assert len(training.disputes) == expected
