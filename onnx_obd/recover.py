@@ -30,6 +30,8 @@ def recover(run: Run, best: Candidate, candidates: list[Candidate]) -> tuple[Can
     Never worse than before, on the held-back samples. The mirror is left with the best.
     """
     restore(run.mirror, best.weights)
+    if run.minutes_left == 0 and not run.options.recover_epochs:  # the search for units has spent them
+        return best, candidates
     return _train(run, best, candidates, _training(run, best))
 
 

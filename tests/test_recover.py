@@ -122,3 +122,10 @@ def test_labels_are_used_where_there_are_any():
     best, _ = recover(run, before, candidates)
     assert best.quality.loss <= before.quality.loss
     assert torch.isfinite(torch.tensor(best.quality.loss))
+
+
+def test_nothing_is_trained_when_the_search_has_spent_the_minutes():
+    run = made(recover_minutes=1.0)
+    run.minutes_left = 0.0
+    before, candidates = choose(run)
+    assert recover(run, before, candidates) == (before, candidates)

@@ -31,6 +31,7 @@ class Minutes:
     def __init__(self, minutes: float, everything: bool):
         self.minutes, self.everything = minutes, everything and minutes > 0
         self._start, self._trained = time.perf_counter(), 0.0
+        self._after: float | None = None
         self._cost: dict[str, float] = {}
 
     @property
@@ -53,7 +54,14 @@ class Minutes:
     @property
     def left_for_the_chosen(self) -> float:
         """Minutes for the training of the model chosen: its share, and what the search has left."""
-        return (1 - SEARCH) * self.minutes + max(0.0, self._left) / 60
+        return (1 - SEARCH) * self.minutes + max(0.0, self._left) / 60 if self._after is None else self._after
+
+    @contextmanager
+    def last(self) -> Iterator[float]:
+        """All that is left, for a training after which the model is chosen."""
+        start, granted = time.perf_counter(), self.left_for_the_chosen
+        yield granted
+        self._after = max(0.0, granted - (time.perf_counter() - start) / 60)
 
     @contextmanager
     def measured(self, part: str) -> Iterator[None]:

@@ -43,6 +43,9 @@ CLOCK_SECONDS = 1.0
 SURE_SECONDS = 4.0
 """For that of a step that seems to reach the speed: other work on the machine can make one second lie."""
 
+NEAR = 1.5
+"""Times what is allowed: what is no further off may still get there by all the training that is left."""
+
 HOPELESS = 5.0
 """Times the drop allowed: from there no training leads back, and none is tried."""
 
@@ -106,6 +109,7 @@ class Search:
         self.chosen: Point | None = None
         self.missed, self.target = "", math.inf
         self._tried: set[Gone] = set()
+        self._refused: list[Point] = []
         self._known: Offers | None = None
 
     def _ascending(self, state: Thinned, losses: Mapping[int, float]) -> Ascending:
@@ -173,6 +177,7 @@ class Search:
                 continue
             there = self._stepped(here, going, target)
             if objection := self._objection(there.state):
+                self._refused.append(there)
                 why, step = objection, math.sqrt(step)
                 continue
             here, step = there, 0.0 if step >= STEP else step
@@ -182,7 +187,30 @@ class Search:
             elif (stalled := stalled + 1) >= PATIENCE:
                 why = "the last steps made it no faster"
                 break
+        if self.minutes.everything:
+            self._last_chance()
         self.missed = "" if self.chosen.speed >= target else f"; {target:.2f}x was not reached: {why}"
+
+    def _last_chance(self) -> None:
+        """Of what was refused the nearest is trained by all that is left, and chosen if it passes then."""
+        faster = [point for point in self._refused if point.speed >= LEAST_GAIN * self.chosen.speed]
+        near = min(faster, key=lambda point: self._excess(point.state), default=None)
+        if near is None or self._excess(near.state) > NEAR:
+            return
+        with self.minutes.last() as minutes:
+            state = self.thinning.trained(near.state, minutes, trials=True)
+        if not self._objection(state):
+            self.chosen = self._timed(state)
+
+    def _excess(self, state: Thinned) -> float:
+        """The damage over what is allowed of it."""
+        goal, now, before = self.options.goal, state.quality, self.run.original_quality
+        if goal.loss_budget is not None:
+            return (now.loss - before.loss) / max(goal.loss_budget, 1e-12)
+        if goal.max_drop is None:
+            return math.inf
+        lost = state.drop if before.accuracy is None else before.accuracy - now.accuracy
+        return lost / max(goal.max_drop, 1e-12)
 
     def _target(self, whole: Point) -> float:
         options = self.options

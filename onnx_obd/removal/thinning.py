@@ -143,12 +143,19 @@ class Thinning:
                 )
         return self._told(gone, self.mirror(gone), state.trained)
 
-    def trained(self, state: Thinned, minutes: float | None, epochs: int | None = None) -> Thinned:
-        """What is left trained towards the original's outputs; as it was if that does not lower the loss."""
+    def trained(
+        self, state: Thinned, minutes: float | None, epochs: int | None = None, trials: bool = False
+    ) -> Thinned:
+        """What is left trained towards the original's outputs; as it was if that does not lower the loss.
+
+        Args:
+            trials: of the rate, by a share of the training, unless the user has given one.
+        """
         run = self.run
         restore(run.mirror, state.weights)
         small = self.mirror(state.gone)
-        recipe = Recipe(epochs, minutes, self.learning_rate, run.options.seed)
+        rate = run.options.learning_rate if trials else self.learning_rate
+        recipe = Recipe(epochs, minutes, rate, run.options.seed)
         with run.progress.stage("removing units: training") as report, run.timed("training"):
             training = Training(
                 run.fitting.on(small),

@@ -59,3 +59,12 @@ def test_the_longer_a_step_takes_the_larger_it_is_and_its_training(clock):
     assert minutes.step(1.1, 1.3) == pytest.approx(1.3 ** (1 / two))
     with minutes.training(PORTION) as granted:
         assert 60 * granted == pytest.approx(search / 400 + search / 4)
+
+
+def test_the_last_training_takes_from_what_is_left(clock):
+    minutes = Minutes(1.0, everything=True)
+    clock(0.5 * 60 * SEARCH)
+    with minutes.last() as granted:
+        assert granted == pytest.approx(1 - 0.5 * SEARCH)
+        clock(0.25 * 60 * granted)
+    assert minutes.left_for_the_chosen == pytest.approx(0.75 * granted)

@@ -14,6 +14,7 @@ from onnx_obd.plan.widths import Offer
 from onnx_obd.records import Interval, Latency
 from onnx_obd.removal import remove_units, search, time_of_sizes
 from onnx_obd.removal.search import Offers, Search
+from onnx_obd.removal.thinning import Thinning
 from tests.removal.clock import microseconds, run_by_weights
 from tests.removal.networks import inputs, prepared, wide
 
@@ -153,6 +154,31 @@ def test_under_a_goal_training_waits_until_it_is_needed(tmp_path, monkeypatch):
     assert not first.trained and last.trained
     shipped = [next(p for p in run.frontier if p.shipped) for run in (plain, trained)]
     assert shipped[1].speedup.median >= shipped[0].speedup.median
+
+
+@pytest.mark.parametrize("gained", [0.5, 1.0])
+def test_what_was_refused_by_little_gets_all_that_is_left(tmp_path, monkeypatch, gained):
+    """Without any other training, and with one that leaves that part of the drop."""
+    run_by_weights(monkeypatch)
+    monkeypatch.setattr(Search, "_trained", lambda self, state, target: state)
+    monkeypatch.setattr(Search, "_better", lambda self, here: None)
+    asked = []
+
+    def trained(self, state, minutes, epochs=None, trials=False):
+        asked.append((state.drop, minutes, trials))
+        return replace(state, drop=gained * state.drop, trained=True)
+
+    monkeypatch.setattr(Thinning, "trained", trained)
+    run = remove_units(prepared(tmp_path, speedup=4.0, max_drop=0.1, recover_minutes=1.0))
+    ((drop, minutes, trials),) = asked
+    within = [point for point in run.frontier if point.drop <= 0.1 and not point.trained]
+    refused = [point for point in run.frontier if point.drop > 0.1]
+    shipped = next(point for point in run.frontier if point.shipped)
+    assert trials and 0.1 < drop <= search.NEAR * 0.1 and 0.8 < minutes < 1.0
+    assert drop == min(point.drop for point in refused)
+    assert shipped.trained == (gained == 0.5)
+    fastest = max(point.speedup.median for point in within)
+    assert shipped.speedup.median > fastest if shipped.trained else shipped.speedup.median == fastest
 
 
 def test_the_frontier_is_kept(tmp_path, monkeypatch):
