@@ -14,8 +14,9 @@ from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes
 from onnx_obd.records import FrontierPoint, Interval, Latency
 from onnx_obd.removal.minutes import PORTION, Minutes
+from onnx_obd.removal.share import Ascending, ascending_in, going_to, without_share
 from onnx_obd.removal.thinning import HELPED, REFIT_SECONDS, Gone, Thinned, Thinning
-from onnx_obd.removal.time_of_sizes import TimeOfSizes, liked_multiple
+from onnx_obd.removal.time_of_sizes import TimeOfSizes
 from onnx_obd.run import Run
 from onnx_obd.runtime.latency import measure_latency
 
@@ -33,9 +34,6 @@ PATIENCE = 3
 
 MOST_TRIED = 6
 """Steps from one point that may overstep the drop: a refit of a large network takes a minute."""
-
-ROUNDS = 8
-"""Steps in which a given share of the units goes; the curvature is estimated anew in each."""
 
 CLOCK_SECONDS = 1.0
 """For the timing of one step."""
@@ -83,10 +81,6 @@ def remove_units(run: Run) -> Run:
     return search.result()
 
 
-Ascending = Mapping[int, list[int]]
-"""Family -> the ids of its units that are left, from the one with the lowest loss on."""
-
-
 @dataclass(frozen=True)
 class Offers:
     """What can be had from a point: the time of one run, the units, and the offers of the families."""
@@ -112,48 +106,8 @@ class Search:
         self._refused: list[Point] = []
         self._known: Offers | None = None
 
-    def _ascending(self, state: Thinned, losses: Mapping[int, float]) -> Ascending:
-        left = self.thinning.left(state.gone)
-        return {f: sorted((unit.id for unit in units), key=losses.__getitem__) for f, units in left.items()}
-
-    # ---- a given share
-
     def remove_share(self, share: float) -> None:
-        """Remove that share of all units, up to what kernels like: a ragged size can be slower than the whole."""
-        state, total = self.thinning.whole, len(self.thinning.units.units)
-        for number in range(1, ROUNDS + 1):
-            with self.run.progress.stage(f"removing units: round {number} of {ROUNDS}") as report:
-                losses = self.thinning.losses(state, report)
-                count = round(share * total * number / ROUNDS) - len(state.gone)
-                ascending = self._ascending(state, losses)
-                sizes = self._cheapest(ascending, losses, count)
-                going = _going_to(ascending, self._in_multiples(ascending, losses, sizes))
-                state = self.thinning.without(state, going, report) if going else state
-            if self.options.retrain_epochs:
-                state = self.thinning.trained(state, None, self.options.retrain_epochs)
-        self.chosen = self._timed(state)
-
-    def _cheapest(self, ascending: Ascending, losses: Mapping[int, float], count: int) -> dict[int, int]:
-        """What is left of each family when so many units are gone, the cheapest of all first, one of each staying."""
-        left = {family: len(units) for family, units in ascending.items()}
-        family_of = {unit: family for family, units in ascending.items() for unit in units}
-        for unit in sorted(family_of, key=losses.__getitem__):
-            if count > 0 and left[family_of[unit]] > 1 and math.isfinite(losses[unit]):
-                left[family_of[unit]] -= 1
-                count -= 1
-        return left
-
-    def _in_multiples(
-        self, ascending: Ascending, losses: Mapping[int, float], sizes: Mapping[int, int]
-    ) -> dict[int, int]:
-        """The nearest sizes that kernels like: a few units more or fewer of each; those of infinite loss stay."""
-        rounded = {}
-        for family, units in ascending.items():
-            multiple = liked_multiple(len(self.thinning.families[family]))
-            least = max(1, sum(not math.isfinite(losses[unit]) for unit in units))
-            liked = (sizes[family] + multiple // 2) // multiple * multiple
-            rounded[family] = min(len(units), max(least, liked))
-        return rounded
+        self.chosen = self._timed(without_share(self.thinning, share))
 
     # ---- a speed
 
@@ -227,7 +181,7 @@ class Search:
                 losses = self.thinning.losses(here.state, report)
             with self.run.progress.stage(f"removing units: {here.speed:.2f}x, timing sizes") as report:
                 microseconds, gains = self.times.gains(here.state.gone, report)
-            ascending = self._ascending(here.state, losses)
+            ascending = ascending_in(self.thinning, here.state, losses)
             offers = {f: Offer([losses[unit] for unit in units], gains[f]) for f, units in ascending.items()}
         self._known = Offers(here, microseconds, ascending, offers)
         return self._known
@@ -239,7 +193,7 @@ class Search:
             while step >= SMALLEST_STEP:
                 aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
                 sizes = choose_sizes(families, offers.microseconds * (1 - here.speed / aim))
-                going = _going_to(offers.ascending, sizes)
+                going = going_to(offers.ascending, sizes)
                 gone = here.state.gone | frozenset(going)
                 if gone not in self._tried or not going:
                     self._tried.add(gone)
@@ -383,11 +337,6 @@ class Search:
         ]
         flushed = f"; {self.thinning.subnormal} subnormal weights set to zero" if self.thinning.subnormal else ""
         return f"units removed: {record.units} of {total}; left: {_briefly(parts)}{flushed}{self.missed}"
-
-
-def _going_to(ascending: Ascending, sizes: Mapping[int, int]) -> list[int]:
-    """The cheapest units of each family, so many that ``sizes`` are left."""
-    return [unit for f, left in sizes.items() for unit in ascending[f][: len(ascending[f]) - left]]
 
 
 def _fewer(families: Mapping[int, Offer], sizes: Mapping[int, int], least: float) -> dict[int, Offer]:
