@@ -15,7 +15,7 @@ from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.mixtures import blendable
 from onnx_obd.calibration.quality import head_values, tell_apart
 from onnx_obd.calibration.samples import Samples
-from onnx_obd.calibration.temperature import bracket
+from onnx_obd.calibration.temperature import bracket, spoken_for
 from onnx_obd.mirror.mirror import Mirror
 
 STANDARD_ERRORS = 1.0
@@ -96,9 +96,7 @@ class ExpectedDrop:
         self._parts += [self._made(make(held_back.samples, times, seed)) for make in (differences, noise)]
         self._before = torch.cat([self._before, *(self._rows(part, head_values(part)) for part in self._parts[1:])])
         sure, of_natural = ((z / self.temperature).softmax(-1).max(-1).values for z in (self._before, natural))
-        # So many samples can tell no more than that (Laplace's rule of succession).
-        most = (len(natural) + 1) / (len(natural) + 2)
-        self._weights = tilted(sure, min(float(of_natural.mean()), most))
+        self._weights = tilted(sure, min(float(of_natural.mean()), spoken_for(len(natural))))
 
     def _made(self, samples: Samples) -> Calibration:
         like = self._parts[0]

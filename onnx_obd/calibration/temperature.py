@@ -23,15 +23,20 @@ def spread(rows: Sequence[Tensor], centred: bool = True) -> float:
     return max(float(z.square().mean().sqrt()), 1e-6)
 
 
+def spoken_for(count: int) -> float:
+    """What N samples, all right, speak for of all: (N + 1) / (N + 2), Laplace's rule of succession."""
+    return (count + 1) / (count + 2)
+
+
 def supported(rows: Sequence[Tensor]) -> float:
     """The least T, 1 or more, at which the network is no surer than so many samples can tell.
 
-    N samples that are all right speak for (N + 1) / (N + 2) of all (Laplace's rule of succession), so at T the mean
-    over the rows of max softmax(z / T) is that at most. With labels T = 1 is the loss of the paper; a network that puts
-    out probabilities of exactly 0 and 1 has no curvature there, and every saliency would be zero.
+    At T the mean over the rows of max softmax(z / T) is at most what they speak for (``spoken_for``). With labels T = 1
+    is the loss of the paper; a network that puts out probabilities of exactly 0 and 1 has no curvature there, and every
+    saliency would be zero.
     """
     z = torch.cat([row.double() for row in rows])
-    most = (len(z) + 1) / (len(z) + 2)
+    most = spoken_for(len(z))
 
     def sure(temperature: float) -> bool:
         return float((z / temperature).softmax(-1).max(-1).values.mean()) > most

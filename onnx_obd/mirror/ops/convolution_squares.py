@@ -31,20 +31,19 @@ def conv_sample_squares(call: Call, gradients, count: int, axis: int):
     if axis != 0 or len(g[0]) != count:
         return None
     geometry, group = conv_geometry(x, w, attributes), attributes.get("group", 1)
-    if want_w and _by_products(x, w, g, geometry, group):
+    pairs = want_w and _few_pairs(x, w, g, geometry, group)
+    if want_w and not pairs and _few_windows(x, w, g, group):
         found, of_bias = _squares_by_products(x, w, g, geometry, group, want_b)
         return (None, found, of_bias)[: len(call.inputs)]
     of_bias = sum_of_squares([each.sum((*range(2, x.dim()),)) for each in g]).sum(0) if want_b else None
     if not want_w:
         return None, None, of_bias
-    by = _squares_by_pairs if _few_pairs(x, w, g, geometry, group) else _squares_by_groups
+    by = _squares_by_pairs if pairs else _squares_by_groups
     return (None, by(x, w, g, *geometry, group), of_bias)[: len(call.inputs)]
 
 
-def _by_products(x, w, g, geometry, group) -> bool:
-    """Whether laying out windows is faster than a convolution with the samples as channels or groups."""
-    if _few_pairs(x, w, g, geometry, group):
-        return False
+def _few_windows(x, w, g, group) -> bool:
+    """Whether laying out windows is faster than a convolution with the samples as groups."""
     fast = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4
     grouped = fast and group > 1 and (len(g) > 1 or w.numel() > FEW_WEIGHTS)
     return not grouped and _windows_of_one(w, g, group) <= MANY_WINDOWS
