@@ -35,7 +35,7 @@ def with_free_batch(mirror: Mirror, inputs: Sequence[Any]) -> onnx.ModelProto | 
     proto = onnx.ModelProto()
     proto.CopyFrom(mirror.proto)
     reshapes = [node for node in proto.graph.node if node.op_type == "Reshape" and node.domain in ("", "ai.onnx")]
-    readers = Counter(name for node in proto.graph.node for name in node.input)
+    readers = Counter(_read(proto.graph))
     constants = dict(_constants(proto.graph))
     freed = False
     for node in reshapes:
@@ -50,6 +50,16 @@ def with_free_batch(mirror: Mirror, inputs: Sequence[Any]) -> onnx.ModelProto | 
             constants[node.input[1]].CopyFrom(numpy_helper.from_array(torch.tensor(shape).numpy(), node.input[1]))
             freed = True
     return proto if freed else None
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names as often as they are read, in subgraphs too or as outputs."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _read(inner)
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:

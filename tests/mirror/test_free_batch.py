@@ -109,6 +109,23 @@ def test_a_shape_that_two_nodes_share_is_left_alone():
     assert with_free_batch(Mirror(proto), [torch.zeros(1, LENGTH, HEADS * WIDTH)]) is None
 
 
+def test_a_shape_that_is_read_elsewhere_too_is_left_alone():
+    """As an output of the graph, or of a branch."""
+    sample = [torch.zeros(1, LENGTH, HEADS * WIDTH)]
+    proto = flat()
+    proto.graph.output.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [2]))
+    assert with_free_batch(Mirror(proto), sample) is None
+    proto = flat()
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        value = helper.make_tensor_value_info(name, TensorProto.INT64, [2])
+        branches[name] = helper.make_graph([helper.make_node("Identity", ["shape"], [name])], name, [], [value])
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    proto.graph.node.append(helper.make_node("If", ["yes"], ["z"], **branches))
+    proto.graph.output.append(helper.make_tensor_value_info("z", TensorProto.INT64, [2]))
+    assert with_free_batch(Mirror(proto), sample) is None
+
+
 def test_the_model_is_not_touched():
     proto = flat()
     before = proto.SerializeToString(deterministic=True)
