@@ -42,16 +42,16 @@ def pictures(shape, weight):
 def test_pictures_are_turned_where_the_teacher_sees_the_same(shape, width):
     weight = np.random.default_rng(0).normal(size=(*shape, 5))
     given, _ = composer(pictures(shape, weight))
-    assert not given.turns
+    assert not given.pictures.turn
     given, _ = composer(pictures(shape, weight + np.flip(weight, width)))
-    assert given.turns
+    assert given.pictures.turn
     other, _ = composer(pictures(shape, weight + np.flip(weight, 3 - width if width == 1 else 1)))
-    assert not other.turns
+    assert not other.pictures.turn
 
 
 def test_what_is_no_picture_is_not_turned():
-    assert not composer(mlp(sizes=(6, 16, 5)))[0].turns
-    assert not composer(pictures((5, 6, 4), np.ones((5, 6, 4, 5))))[0].turns
+    assert not composer(mlp(sizes=(6, 16, 5)))[0].pictures.turn
+    assert not composer(pictures((5, 6, 4), np.ones((5, 6, 4, 5))))[0].pictures.turn
 
 
 def test_disputed_samples_are_those_the_two_disagree_on():
