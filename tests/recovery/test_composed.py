@@ -1,6 +1,7 @@
 """Samples made of others: what they are made of, who answers for them, and which pictures are turned round."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,24 @@ def test_pictures_are_turned_where_the_teacher_sees_the_same(shape, width):
 def test_what_is_no_picture_is_not_turned():
     assert not composer(mlp(sizes=(6, 16, 5)))[0].pictures.turn
     assert not composer(pictures((5, 6, 4), np.ones((5, 6, 4, 5))))[0].pictures.turn
+
+
+def test_half_of_the_batches_are_warped_where_that_means_the_same():
+    """Of a picture of one colour with a spot a warp keeps the colours; a mixture with others does not."""
+    weight = np.random.default_rng(0).normal(size=5) * np.ones((1, 12, 12, 5))
+    given, found = composer(pictures((1, 12, 12), weight))
+    assert given.pictures.warp
+    spot = torch.zeros_like(given.batches[0].inputs[0])
+    spot[:, :, 5:7, 4:6] = 50.0
+    batch = replace(given.batches[0], inputs=(spot,))
+    drawn = [given.composed(batch, torch.Generator().manual_seed(seed)) for seed in range(60)]
+    only = [each for each in drawn if (each.inputs[0] >= 0).all() and (each.inputs[0][..., 0, 0] == 0).all()]
+    assert 20 <= len(only) <= 40
+    assert all((each.inputs[0] != spot).any() for each in only)
+    values = found.mirror.evaluate(only[0].inputs, outputs=found.objective.slots)
+    torch.testing.assert_close(only[0].targets, tuple(found.objective.targets(values, None)))
+    rough, _ = composer(pictures((1, 12, 12), np.random.default_rng(0).normal(size=(1, 12, 12, 5))))
+    assert not rough.pictures.warp
 
 
 def test_disputed_samples_are_those_the_two_disagree_on():
