@@ -27,7 +27,7 @@ def choose(run: Run) -> tuple[Candidate, list[Candidate]]:
     """
     options = run.options
     goal = options.goal
-    if run.before is not None and options.pattern is None and not options.sparsity:
+    if run.before is not None and options.units_alone:
         first = candidate(run, UNITS_ALONE, Plan(original_masks(run), None), [], time.perf_counter())
         return first, [first]
     if goal is None:

@@ -193,6 +193,11 @@ class Options:
         return bool(self._amounts)
 
     @property
+    def units_alone(self) -> bool:
+        """Do units go and no single weights of what remains?"""
+        return self.removes_units and self.pattern is None and not self.sparsity
+
+    @property
     def _amounts(self) -> list[str]:
         names = ("speedup", "target_latency", "remove_units")
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]

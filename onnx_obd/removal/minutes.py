@@ -10,14 +10,11 @@ from contextlib import contextmanager
 SEARCH = 0.8
 """Share of the minutes that is for the search; the rest is for the training of the model chosen."""
 
-PORTION = 0.1
-"""Of the search, what one training takes, if how many there will be is not known; no less than a step without it."""
-
 REFIT = 1 / 12
 """Of the search, what one refit may take."""
 
 FORWARD, AS_FAR = 0.5, 2.0
-"""Steps are so large that in this share of the search they would lead to this speed."""
+"""Without training steps may take this share of the search; they are so large that they would lead to this speed."""
 
 
 class Minutes:
@@ -50,6 +47,15 @@ class Minutes:
     def over(self) -> bool:
         """Is there no time for a training?"""
         return self._left <= 0
+
+    @property
+    def half_over(self) -> bool:
+        """Has what counts without training taken its share?"""
+        return self.everything and self._left <= (1 - FORWARD) * self._whole
+
+    def part(self, parts: int) -> float:
+        """One of so many parts of what is left, as a share of the whole."""
+        return max(0.0, self._left) / self._whole / parts
 
     @property
     def left_for_the_chosen(self) -> float:
@@ -85,9 +91,7 @@ class Minutes:
     @contextmanager
     def training(self, share: float) -> Iterator[float]:
         """The minutes for one training: a share of all for the search, or what is left of them."""
-        seconds = share * self._whole
-        if self.everything:
-            seconds = max(seconds, self._step_seconds)
+        seconds = max(share * self._whole, self._step_seconds) if self.everything else share * self._whole
         start = time.perf_counter()
         yield min(seconds, self._left) / 60
         self._trained += time.perf_counter() - start

@@ -13,9 +13,9 @@ from onnx_obd.errors import UsageError
 from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes
 from onnx_obd.records import FrontierPoint, Interval, Latency
-from onnx_obd.removal.minutes import PORTION, Minutes
+from onnx_obd.removal.minutes import Minutes
 from onnx_obd.removal.share import Ascending, ascending_in, going_to, without_share
-from onnx_obd.removal.thinning import HELPED, REFIT_SECONDS, Gone, Thinned, Thinning
+from onnx_obd.removal.thinning import REFIT_SECONDS, Gone, Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import TimeOfSizes
 from onnx_obd.run import Run
 from onnx_obd.runtime.latency import measure_latency
@@ -44,8 +44,15 @@ SURE_SECONDS = 4.0
 NEAR = 1.5
 """Times what is allowed: what is no further off may still get there by all the training that is left."""
 
-HOPELESS = 5.0
-"""Times the drop allowed: from there no training leads back, and none is tried."""
+HOPELESS = 10.0
+"""Times what is allowed: training left an eighth at best, so from there it does not lead back, and none is tried."""
+
+REMEDY, TRAININGS = 0.25, 3
+"""What training is expected to leave of the damage, at first; each takes one of so many parts of the time left."""
+
+DAMAGED = 0.5
+"""Relative error of the outputs: without a goal what is worse is trained before more goes, for the curvature of a ruin
+tells little."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,6 @@ def remove_units(run: Run) -> Run:
 class Offers:
     """What can be had from a point: the time of one run, the units, and the offers of the families."""
 
-    here: Point
     microseconds: float
     ascending: Ascending
     families: Mapping[int, Offer]
@@ -102,9 +108,10 @@ class Search:
         self.points: list[Point] = []
         self.chosen: Point | None = None
         self.missed, self.target = "", math.inf
-        self._tried: set[Gone] = set()
+        self._refitted: dict[Gone, Point] = {}
         self._refused: list[Point] = []
-        self._known: Offers | None = None
+        self._tried: dict[Gone, set[Gone]] = {}
+        self._known: dict[Gone, Offers] = {}
 
     def remove_share(self, share: float) -> None:
         self.chosen = self._timed(without_share(self.thinning, share))
@@ -112,38 +119,104 @@ class Search:
     # ---- a speed
 
     def walk(self) -> None:
-        """Step by step to the speed asked for, or as far as the samples allow."""
+        """To the speed asked for, or as far as the samples allow: by refits alone, then by what training allows.
+
+        What is trained a little after every step ends worse than what is trained as long after the last one: each refit
+        leads back to what the nodes computed originally.
+        """
         here = self._timed(self.thinning.whole)
-        target, step, stalled = self._target(here), 0.0, 0
-        self.target = target
-        self.chosen, why = here, "nothing that could still go saves time"
-        while self.chosen.speed < target:
-            if self.minutes.over and self.minutes.everything:
-                why = "the minutes were over"
-                break
-            offers = self._offers(here)
-            going, step = self._going(here, offers, step or self.minutes.step(STEP, target), target)
-            if not going:
-                if (better := self._better(here)) is None:
-                    break
-                here, self.chosen = better, better if here is self.chosen else self.chosen
-                step = math.sqrt(STEP)
-                continue
-            there = self._stepped(here, going, target)
-            if objection := self._objection(there.state):
-                self._refused.append(there)
-                why, step = objection, math.sqrt(step)
-                continue
-            here, step = there, 0.0 if step >= STEP else step
-            self._tried.clear()
-            if there.speed >= LEAST_GAIN * self.chosen.speed:
-                self.chosen, stalled = there, 0
-            elif (stalled := stalled + 1) >= PATIENCE:
-                why = "the last steps made it no faster"
-                break
+        self.target, self.chosen = self._target(here), here
+        why = self._refits(here)
         if self.minutes.everything:
+            why = self._trainings(why)
             self._last_chance()
-        self.missed = "" if self.chosen.speed >= target else f"; {target:.2f}x was not reached: {why}"
+        elif not self.minutes.over and self.chosen.state.gone:
+            self._train_chosen()
+        self.missed = "" if self.chosen.speed >= self.target else f"; {self.target:.2f}x was not reached: {why}"
+
+    def _refits(self, here: Point) -> str:
+        """Step by step while it gets faster and training, if there are minutes for it, could make up for the damage.
+
+        Returns why it ends.
+        """
+        fastest, step, stalled, why = here, 0.0, 0, "nothing that could still go saves time"
+        while fastest.speed < self.target:
+            if self.minutes.half_over:
+                return "the minutes were over"
+            going, step = self._going(here, self._offers(here), step or self.minutes.step(STEP, self.target))
+            if not going:
+                break
+            there = self._stepped(here, going)
+            if objection := self._objection(there.state):
+                why = objection
+                if not self.minutes.everything or self._hopeless(there.state):
+                    self._refused.append(there)
+                    if self.minutes.everything:
+                        break
+                    step = math.sqrt(step)
+                    continue
+            elif there.speed >= LEAST_GAIN * self.chosen.speed:
+                self.chosen = there
+            here, step = there, 0.0 if step >= STEP else step
+            if there.speed >= LEAST_GAIN * fastest.speed:
+                fastest, stalled = there, 0
+            elif (stalled := stalled + 1) >= PATIENCE:
+                return "the last steps made it no faster"
+        return why
+
+    def _trainings(self, why: str) -> str:
+        """Trains the fastest of what was refitted that may pass then, faster or slower ones next, smaller steps last.
+
+        Returns why it ends.
+        """
+        above = [point for point in self._refitted.values() if not self._hopeless(point.state)]
+        leaves = REMEDY
+        while not self.minutes.over and self.chosen.speed < self.target:
+            ceiling = min((point.speed for point in self._refused), default=math.inf)
+            floor = LEAST_GAIN * self.chosen.speed
+            above = sorted((p for p in above if floor <= p.speed < ceiling), key=lambda point: point.speed)
+            likely = [point for point in above if leaves * self._excess(point.state) <= 1]
+            before = (likely[-1:] or above[:1] or [self._between(ceiling)])[0]
+            if before is None:
+                return why
+            after = self._trained(before, self.minutes.part(TRAININGS))
+            if objection := self._objection(after.state):
+                self._refused.append(after)
+                why = objection
+            else:
+                self.chosen = after
+            leaves = self._excess(after.state) / max(self._excess(before.state), 1e-12)
+        return "the minutes were over"
+
+    def _between(self, ceiling: float) -> Point | None:
+        """A step from the chosen one, half way to what was refused if that is nearer; None if none is left."""
+        origin = self._refitted[self.chosen.state.gone]
+        step = min(STEP, math.sqrt(ceiling / origin.speed))
+        while step >= SMALLEST_STEP:
+            going, step = self._going(origin, self._offers(origin), step)
+            if not going:
+                return None
+            there = self._stepped(origin, going)
+            if LEAST_GAIN * self.chosen.speed <= there.speed < ceiling:
+                return there
+        return None
+
+    def _trained(self, point: Point, share: float) -> Point:
+        """Trained by a share of the time if it needs that; once more if the rate was too high to help."""
+        state = point.state
+        while not self.minutes.over and self._objection(state) and not self._hopeless(state):
+            rate = self.thinning.learning_rate
+            state = self._trained_by(state, share)
+            if self.thinning.learning_rate >= rate:
+                break
+        return self._told(point, state)
+
+    def _train_chosen(self) -> None:
+        """In two halves, for the first one tells whether the rate is right; of all that is left if nothing follows."""
+        state = self._trained_by(self.chosen.state, 0.5)
+        with self.minutes.last() if self.options.units_alone else self.minutes.training(0.5) as minutes:
+            state = self.thinning.trained(state, minutes)
+        self.chosen = self._told(self.chosen, state)
 
     def _last_chance(self) -> None:
         """Of what was refused the nearest is trained by all that is left, and chosen if it passes then."""
@@ -154,7 +227,7 @@ class Search:
         with self.minutes.last() as minutes:
             state = self.thinning.trained(near.state, minutes, trials=True)
         if not self._objection(state):
-            self.chosen = self._timed(state)
+            self.chosen = self._told(near, state)
 
     def _excess(self, state: Thinned) -> float:
         """The damage over what is allowed of it."""
@@ -173,9 +246,9 @@ class Search:
         return whole.record.milliseconds * whole.speed / options.target_milliseconds
 
     def _offers(self, here: Point) -> Offers:
-        """What the families have to give from a point; known from the last time if it is the same."""
-        if self._known is not None and self._known.here is here:
-            return self._known
+        """What the families have to give from a point."""
+        if here.state.gone in self._known:
+            return self._known[here.state.gone]
         with self.minutes.measured("offers"):
             with self.run.progress.stage(f"removing units: {here.speed:.2f}x, what the rest is worth") as report:
                 losses = self.thinning.losses(here.state, report)
@@ -183,43 +256,41 @@ class Search:
                 microseconds, gains = self.times.gains(here.state.gone, report)
             ascending = ascending_in(self.thinning, here.state, losses)
             offers = {f: Offer([losses[unit] for unit in units], gains[f]) for f, units in ascending.items()}
-        self._known = Offers(here, microseconds, ascending, offers)
-        return self._known
+        return self._known.setdefault(here.state.gone, Offers(microseconds, ascending, offers))
 
-    def _going(self, here: Point, offers: Offers, step: float, target: float) -> tuple[list[int], float]:
+    def _going(self, here: Point, offers: Offers, step: float) -> tuple[list[int], float]:
         """The units that cost least loss per microsecond, for the largest step not tried yet, and that step."""
-        families, step = offers.families, max(step, SMALLEST_STEP)
-        while len(self._tried) < MOST_TRIED:
+        families, step, tried = (
+            offers.families,
+            max(step, SMALLEST_STEP),
+            self._tried.setdefault(here.state.gone, set()),
+        )
+        while len(tried) < MOST_TRIED:
             while step >= SMALLEST_STEP:
-                aim = min(here.speed * step, max(1.005 * target, SMALLEST_STEP * here.speed))
+                aim = min(here.speed * step, max(1.005 * self.target, SMALLEST_STEP * here.speed))
                 sizes = choose_sizes(families, offers.microseconds * (1 - here.speed / aim))
                 going = going_to(offers.ascending, sizes)
                 gone = here.state.gone | frozenset(going)
-                if gone not in self._tried or not going:
-                    self._tried.add(gone)
+                if gone not in tried or not going:
+                    tried.add(gone)
                     return going, step
                 step = math.sqrt(step)
             # Too much of a family: fewer of it cost more loss per microsecond, or another family does, but less in all.
             families, step = _fewer(families, sizes, offers.microseconds * (1 - 1 / SMALLEST_STEP)), SMALLEST_STEP
         return [], step
 
-    def _stepped(self, here: Point, going: list[int], target: float) -> Point:
-        """A point further: refitted, trained and timed."""
+    def _stepped(self, here: Point, going: list[int]) -> Point:
+        """A point further: refitted and timed, and trained before if epochs are given or there is little left."""
+        options = self.options
         with (
             self.run.progress.stage(f"removing units: {here.speed:.2f}x, {len(going)} fewer") as report,
             self.minutes.measured("refit"),
         ):
             state = self.thinning.without(here.state, going, report)
-        return self._timed(self._trained(state, target))
-
-    def _better(self, here: Point) -> Point | None:
-        """Where no step is left: the same units, trained by a portion; None if that is not worth it."""
-        if not self.options.goal or self.minutes.over or not here.state.gone:
-            return None
-        state = self._trained_by(here.state, PORTION)
-        if state.quality.loss >= HELPED * here.state.quality.loss:
-            return None
-        self._tried.clear()
+        if options.retrain_epochs:
+            state = self.thinning.trained(state, None, options.retrain_epochs)
+        elif not options.goal and not self.minutes.over and state.quality.relative_error >= DAMAGED:
+            state = self._trained_by(state, 1 / math.ceil(math.log(self.target) / math.log(STEP)))
         return self._timed(state)
 
     def _trained_by(self, state: Thinned, share: float) -> Thinned:
@@ -227,33 +298,8 @@ class Search:
         with self.minutes.training(share) as minutes:
             return self.thinning.trained(state, minutes)
 
-    def _trained(self, state: Thinned, target: float) -> Thinned:
-        """Trained by a portion of the time there is; under a goal as many as are needed to meet it, while they help."""
-        options, before = self.options, math.inf
-        if options.retrain_epochs:
-            state = self.thinning.trained(state, None, options.retrain_epochs)
-        if not options.goal:
-            share = 1 / math.ceil(math.log(target) / math.log(STEP))
-            return self._trained_by(state, share) if not self.minutes.over else state
-        while not self.minutes.over and self._objection(state) and not self._hopeless(state):
-            if state.quality.loss >= HELPED * before:
-                break
-            rate, before, drop = self.thinning.learning_rate, state.quality.loss, state.drop
-            state = self._trained_by(state, PORTION)
-            if self.thinning.learning_rate < rate:  # it was too high to help
-                before = math.inf
-            elif self._too_slow(drop, state.drop):
-                break
-        return state
-
-    def _too_slow(self, before: float | None, now: float | None) -> bool:
-        """Would another training that lowers the drop by as much as the last one leave too much of it?"""
-        allowed = self.options.goal.max_drop
-        return allowed is not None and now is not None and now - allowed > max(0.0, before - now)
-
     def _hopeless(self, state: Thinned) -> bool:
-        allowed = self.options.goal.max_drop
-        return allowed is not None and state.drop is not None and state.drop > HOPELESS * allowed
+        return self._excess(state) > HOPELESS
 
     def _objection(self, state: Thinned) -> str:
         """Why the smaller model may not pass, by the held-back samples; empty if it may."""
@@ -274,7 +320,7 @@ class Search:
 
     def _timed(self, state: Thinned) -> Point:
         """The state with its time, interleaved with the original, as a point of the frontier."""
-        options, quality = self.options, state.quality
+        quality = state.quality
         proto = self.thinning.model(state.gone, state.weights)
         if state.gone or self.thinning.subnormal:
             timed = self._clock(proto, CLOCK_SECONDS)
@@ -283,19 +329,24 @@ class Search:
             milliseconds, speedup = timed.pruned.median, timed.speedup
         else:
             milliseconds, speedup = self.times.gains(state.gone)[0] / 1e3, Interval(1.0, 1.0, 1.0)
-        record = FrontierPoint(
-            units=len(state.gone),
-            parameters=sum(weight.numel() for weight in self.thinning.mirror(state.gone).weights.values()),
-            milliseconds=milliseconds,
-            speedup=speedup,
+        parameters = sum(weight.numel() for weight in self.thinning.mirror(state.gone).weights.values())
+        told = (quality.loss, quality.agreement, quality.accuracy, state.drop)
+        record = FrontierPoint(len(state.gone), parameters, milliseconds, speedup, *told)
+        return self._refitted.setdefault(state.gone, self._told(Point(state, record), state, proto))
+
+    def _told(self, point: Point, state: Thinned, proto: onnx.ModelProto | None = None) -> Point:
+        """The point with other weights, of the frontier."""
+        quality = state.quality
+        record = replace(
+            point.record,
             loss=quality.loss,
             agreement=quality.agreement,
             accuracy=quality.accuracy,
             drop=state.drop,
             trained=state.trained,
         )
-        if options.keep_frontier and state.gone:
-            record = replace(record, path=self._kept(record, proto))
+        if self.options.keep_frontier and state.gone:
+            record = replace(record, path=self._kept(record, proto or self.thinning.model(state.gone, state.weights)))
         self.points.append(Point(state, record))
         return self.points[-1]
 

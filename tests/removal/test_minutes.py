@@ -5,7 +5,7 @@ import math
 import pytest
 
 from onnx_obd.removal import minutes as module
-from onnx_obd.removal.minutes import PORTION, SEARCH, Minutes
+from onnx_obd.removal.minutes import FORWARD, SEARCH, Minutes
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_longer_a_step_takes_the_larger_it_is_and_its_training(clock):
     two = 0.5 / (1 / 400 + 1 / 4)  # affordable in half of the time
     assert minutes.step(1.1, 10.0) == pytest.approx(2 ** (1 / two))
     assert minutes.step(1.1, 1.3) == pytest.approx(1.3 ** (1 / two))
-    with minutes.training(PORTION) as granted:
+    with minutes.training(0.1) as granted:
         assert 60 * granted == pytest.approx(search / 400 + search / 4)
 
 
@@ -68,3 +68,15 @@ def test_the_last_training_takes_from_what_is_left(clock):
         assert granted == pytest.approx(1 - 0.5 * SEARCH)
         clock(0.25 * 60 * granted)
     assert minutes.left_for_the_chosen == pytest.approx(0.75 * granted)
+
+
+def test_refits_may_take_their_share_and_trainings_parts_of_the_rest(clock):
+    minutes, search = Minutes(1.0, everything=True), 60 * SEARCH
+    clock(0.99 * FORWARD * search)
+    assert not minutes.half_over
+    clock(0.02 * FORWARD * search)
+    assert minutes.half_over and not minutes.over
+    assert minutes.part(4) == pytest.approx((1 - 1.01 * FORWARD) / 4)
+    clock(search)
+    assert minutes.over and minutes.part(4) == 0
+    assert not Minutes(0.0, everything=True).half_over and not Minutes(1.0, everything=False).half_over

@@ -140,18 +140,24 @@ def test_a_share_of_the_units(tmp_path, monkeypatch, share):
 
 def test_training_uses_the_minutes_and_leaves_some(tmp_path, monkeypatch):
     run_by_weights(monkeypatch)
-    run = remove_units(prepared(tmp_path, speedup=1.3, recover_minutes=0.02))
-    assert run.frontier[-1].trained
-    assert 0 < run.minutes_left < 0.02
+    run = remove_units(prepared(tmp_path, speedup=1.3, recover_minutes=0.05))
+    assert [point.trained for point in run.frontier] == [False] * (len(run.frontier) - 1) + [True]
+    assert run.frontier[-1].units == run.frontier[-2].units and run.frontier[-1].loss < run.frontier[-2].loss
+    assert run.minutes_left < 0.05
+    run = remove_units(prepared(tmp_path, speedup=1.3, recover_minutes=0.02, sparsity=0.5))
+    assert 0.2 * 0.02 <= run.minutes_left < 0.02  # for what is left when single weights have gone too
 
 
 def test_under_a_goal_training_waits_until_it_is_needed(tmp_path, monkeypatch):
     run_by_weights(monkeypatch)
     options = {"speedup": 3.0, "max_drop": 0.02}
     plain = remove_units(prepared(tmp_path, **options))
-    trained = remove_units(prepared(tmp_path, recover_minutes=0.05, **options))
-    first, *_, last = trained.frontier
-    assert not first.trained and last.trained
+    trained = remove_units(prepared(tmp_path, recover_minutes=0.15, **options))
+    after = [point for point in trained.frontier if point.trained]
+    assert after and all(point.units in {p.units for p in trained.frontier if not p.trained} for point in after)
+    assert all(
+        point.drop > 0.02 for p in after for point in trained.frontier if point.units == p.units and not point.trained
+    )
     shipped = [next(p for p in run.frontier if p.shipped) for run in (plain, trained)]
     assert shipped[1].speedup.median >= shipped[0].speedup.median
 
@@ -160,8 +166,7 @@ def test_under_a_goal_training_waits_until_it_is_needed(tmp_path, monkeypatch):
 def test_what_was_refused_by_little_gets_all_that_is_left(tmp_path, monkeypatch, gained):
     """Without any other training, and with one that leaves that part of the drop."""
     run_by_weights(monkeypatch)
-    monkeypatch.setattr(Search, "_trained", lambda self, state, target: state)
-    monkeypatch.setattr(Search, "_better", lambda self, here: None)
+    monkeypatch.setattr(Search, "_trained", lambda self, point, share: point)
     asked = []
 
     def trained(self, state, minutes, epochs=None, trials=False):
@@ -240,11 +245,11 @@ def test_what_oversteps_is_taken_in_smaller_parts(tmp_path, monkeypatch):
     bargain = {48: 4.0, 32: 9.0, 16: 30.0}
     families = {f: Offer([1.0] * len(u), bargain if len(u) == 64 else {}) for f, u in search.thinning.families.items()}
     ascending = {f: [unit.id for unit in units] for f, units in search.thinning.families.items()}
-    offers = Offers(here, 100.0, ascending, families)
+    offers = Offers(100.0, ascending, families)
     taken = []
     step = 1.12
     while True:
-        going, step = search._going(here, offers, step, 4.0)
+        going, step = search._going(here, offers, step)
         if not going:
             break
         taken.append(len(going))
