@@ -1,6 +1,7 @@
 """Units removed: measured speed and test accuracy on real networks, label-free, beside what the same width costs.
 
     python -m benchmarks.speed CORPUS [--models A,B] [--max-drop 0.01] [--minutes 5]     the fastest within the drop
+    python -m benchmarks.speed CORPUS --speedup 1.5 [--models A,B] [--minutes 5]         as fast as asked for
     python -m benchmarks.speed CORPUS --widths 0.25,0.5 [--models A,B]       a share of all units, no recovery
 
 256 samples without labels, batch 1, one thread. Accuracy is that of the labelled test samples, which no run sees.
@@ -52,7 +53,8 @@ RIVAL = {
 class Row:
     """One run: accuracies as fractions, the speed with its interval, minutes in all, bytes after over before.
 
-    ``width``: the share of the units that was to go; None for the fastest within ``max_drop``.
+    ``width``: the share of the units that was to go; ``asked``: the speed that was asked for; None both for the fastest
+    within ``max_drop``.
     """
 
     model: str
@@ -65,23 +67,25 @@ class Row:
     bytes: float
     took: float
     refused: str = ""
+    asked: float | None = None
 
     @property
     def key(self) -> tuple:
-        return self.model, self.width, self.max_drop, self.minutes
+        return self.model, self.width, self.max_drop, self.asked, self.minutes
 
     @property
     def name(self) -> str:
-        kind = f"width-{self.width:g}" if self.width is not None else f"drop-{self.max_drop:g}"
+        kinds = {"width": self.width, "speedup": self.asked, "drop": self.max_drop}
+        kind = next(f"{name}-{value:g}" for name, value in kinds.items() if value is not None)
         return f"{self.model}.{kind}.{self.minutes:g}min.onnx"
 
 
 def run(task: Task, wanted: Row, folder: Path) -> Row:
     """One run of the whole command; the model goes to ``folder``."""
     feeds = task.calibration.feeds
-    options = {"remove_units": wanted.width, "recover_minutes": wanted.minutes}
+    options = {"remove_units": wanted.width, "recover_minutes": wanted.minutes, "max_drop": wanted.max_drop}
     if wanted.width is None:
-        options |= {"speedup": UNLIMITED, "max_drop": wanted.max_drop}
+        options["speedup"] = wanted.asked or UNLIMITED
     before = accuracy(task, open_session(task.model))
     with TemporaryDirectory() as temporary:
         data = Path(temporary) / "calibration.npz"
@@ -110,7 +114,7 @@ def run_all(corpus: Path, wanted: Sequence[Row], known: Sequence[Row], folder: P
 
 
 def fastest(rows: Sequence[Row]) -> list[str]:
-    """The table of the fastest models within the drop, and the geometric mean of their speeds."""
+    """The table of the fastest models within the drop or of those asked for, and the geometric mean of their speeds."""
     if not rows:
         return []
     lines = ["| model | accuracy before | after | times faster | file, times smaller | recovery, minutes | in all |"]
@@ -162,8 +166,10 @@ def timed_again(corpus: Path, row: Row, folder: Path) -> Row:
 
 def describe(rows: Sequence[Row]) -> str:
     rows = sorted(rows, key=lambda row: list(LOADERS).index(row.model))
-    whole, parts = [row for row in rows if row.width is None], [row for row in rows if row.width is not None]
-    parts = [fastest(whole), widths(parts)]
+    shares = [row for row in rows if row.width is not None]
+    asked = [row for row in rows if row.asked is not None]
+    within = [row for row in rows if row.max_drop is not None]
+    parts = [fastest(within), fastest(asked), widths(shares)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -171,6 +177,7 @@ def describe(rows: Sequence[Row]) -> str:
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True))
 @click.option("--models", default=MODELS, show_default=True)
 @click.option("--max-drop", default=0.01, show_default=True)
+@click.option("--speedup", type=float, help="Ask for this speed and no drop.")
 @click.option("--minutes", default=0.0, show_default=True, help="Of recovery.")
 @click.option("--widths", "shares", default="", help="Remove these shares of all units instead.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file of rows to add to.")
@@ -180,6 +187,7 @@ def main(
     corpus: Path,
     models: str,
     max_drop: float,
+    speedup: float | None,
     minutes: float,
     shares: str,
     results: Path | None,
@@ -204,6 +212,8 @@ def main(
     else:
         empty = Row("", None, max_drop, minutes, 0.0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0)
         wanted = [replace(empty, model=name) for name in names]
+        if speedup:
+            wanted = [replace(row, asked=speedup, max_drop=None) for row in wanted]
         if shares:
             widths_of = [float(share) for share in shares.split(",")]
             wanted = [replace(row, width=share, max_drop=None) for row in wanted for share in widths_of]

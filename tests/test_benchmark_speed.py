@@ -25,3 +25,10 @@ def test_widths_stand_beside_the_rival():
     text = describe([row("mnist_fc_256x4", 0.97 + s / 100, 1.2, width=s, max_drop=None) for s in (0.25, 0.5)])
     (line,) = re.findall(r"\| mnist_fc_256x4 .*", text)
     assert [cell.strip() for cell in line.split("|")[2:8]] == ["97.2", "1.20", "97.7", "97.5", "1.20", "97"]
+
+
+def test_what_was_asked_for_has_a_table_of_its_own():
+    asked = [row("mnist_fc_256x2", 0.972, 3.0, max_drop=None, asked=3.0)]
+    text = describe([row("mnist_fc_256x2", 0.975, 2.0), *asked])
+    assert [float(mean) for mean in re.findall(r"Geometric mean of the speed: ([\d.]+)", text)] == [2.0, 3.0]
+    assert asked[0].key != row("mnist_fc_256x2", 0.972, 3.0).key and "speedup-3" in asked[0].name

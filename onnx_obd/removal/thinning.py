@@ -7,16 +7,18 @@ are those of the smaller model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx
+import torch
 from torch import Tensor
 
 from onnx_obd.calibration.expected_drop import ExpectedDrop
 from onnx_obd.calibration.measure import Calibration, feeds
 from onnx_obd.calibration.mixtures import with_mixtures
+from onnx_obd.calibration.pictures import Pictures, with_warps
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.candidates import original_masks
 from onnx_obd.errors import ModelError
@@ -63,6 +65,9 @@ HELPED = 0.95
 
 FEWEST = 8
 """Samples of which a refit makes use at least."""
+
+WARPS = 3
+"""Of each of them where pictures may be warped: few samples determine little (docs/benchmarks.md)."""
 
 Gone = frozenset[int]
 """The ids of the removed units."""
@@ -230,20 +235,29 @@ class Thinning:
 
     @cached_property
     def _refit_samples(self) -> tuple[Calibration, Calibration]:
-        """To fit on and to accept by: as many samples as the time allows."""
+        """To fit on and to accept by: as many samples as the time allows, warped ones too."""
         run = self.run
+        parts = run.fitting, run.acceptance
         nodes = max(1, len(run.operands[0]))
         wanted = self.refit_seconds / (nodes * self._seconds_of_a_sample)  # sample runs for each node
         for_all = len(RIDGES) * run.acceptance.num_samples + 2 * run.fitting.num_samples
-        if wanted >= for_all:
-            return run.fitting, run.acceptance
         present = snapshot(run.mirror)
         restore(run.mirror, run.original)  # whose outputs are the targets
-        counts = [max(FEWEST, int(wanted / for_all * part.num_samples)) for part in (run.fitting, run.acceptance)]
-        parts = [
-            Calibration(run.mirror, run.objective, part.samples.subset(range(min(count, part.num_samples))), size)
-            for part, count in zip((run.fitting, run.acceptance), counts, strict=True)
-            for size in [min(count, part.batch_size)]
-        ]
-        restore(run.mirror, present)
-        return parts[0], parts[1]
+        try:
+            if wanted < for_all:
+                return tuple(self._some(part, wanted / for_all) for part in parts)
+            pictures = Pictures(run.fitting.batches, run.objective, self._outputs)
+            if wanted < (1 + WARPS) * for_all or run.objective.supervised or not pictures.warp:
+                return parts
+            return tuple(with_warps(part, pictures.layouts, WARPS, run.options.seed) for part in parts)
+        finally:
+            restore(run.mirror, present)
+
+    def _some(self, part: Calibration, share: float) -> Calibration:
+        count = min(part.num_samples, max(FEWEST, int(share * part.num_samples)))
+        some = part.samples.subset(range(count))
+        return Calibration(self.run.mirror, self.run.objective, some, min(count, part.batch_size))
+
+    def _outputs(self, inputs: Sequence[Tensor]) -> tuple:
+        with torch.no_grad():
+            return self.run.mirror.evaluate(inputs, outputs=self.run.objective.slots)

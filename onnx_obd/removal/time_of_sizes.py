@@ -19,7 +19,7 @@ from onnx_obd.removal.thinning import Gone, Thinning
 from onnx_obd.runtime.latency import timed_feed
 from onnx_obd.runtime.variants import time_variants
 
-SHARES = (0.75, 0.5, 0.875, 0.25, 0.9375)
+SHARES = (0.75, 0.875, 0.5, 0.9375)
 """Of a family, how much is kept in the trials; with many families only the first of these."""
 
 SECONDS_EACH, RUNS_EACH = 0.06, 40

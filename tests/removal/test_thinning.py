@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 
+from onnx_obd.calibration.pictures import Pictures
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.errors import ModelError
@@ -13,8 +14,10 @@ from onnx_obd.graph.session import open_session
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.options import Options
 from onnx_obd.removal import thinning as module
-from onnx_obd.removal.thinning import Thinning
+from onnx_obd.removal.thinning import WARPS, Thinning
 from onnx_obd.run import prepare
+from onnx_obd.surgery.mask import restore
+from tests.curvature.networks import mlp
 from tests.removal.networks import inputs, prepared, wide
 
 
@@ -63,6 +66,25 @@ def test_a_refit_of_a_large_network_uses_fewer_samples(tmp_path):
     parts = thinning._refit_samples
     assert [part.num_samples for part in parts] == [module.FEWEST] * 2
     assert all(part.loss() > 1e-3 for part in parts)  # the targets are those of the original
+
+
+@pytest.mark.parametrize("mean_the_same", [True, False])
+def test_a_refit_of_pictures_uses_warped_ones_too(tmp_path, monkeypatch, mean_the_same):
+    monkeypatch.setattr(Pictures, "warp", property(lambda self: mean_the_same))
+    onnx.save(mlp(sizes=(144, 16, 5)), tmp_path / "flat.onnx")
+    places = np.random.default_rng(0).uniform(3, 9, (20, 2))
+    down, across = np.mgrid[:12, :12]
+    feeds = [{"x": np.exp(-((down - y) ** 2 + (across - x) ** 2) / 8).reshape(1, 144)} for y, x in places]
+    feeds = [{"x": feed["x"].astype(np.float32)} for feed in feeds]
+    samples = Samples.from_feeds(feeds, source="made", batchable=True)
+    run = prepare(load_model(tmp_path / "flat.onnx"), samples, Options(speedup=2.0))
+    thinning = Thinning(run)
+    restore(run.mirror, {name: 0 * weight for name, weight in run.original.items()})  # whose outputs do not count
+    for part, plain in zip(thinning._refit_samples, (run.fitting, run.acceptance), strict=True):
+        assert part.num_samples == (1 + WARPS if mean_the_same else 1) * plain.num_samples
+        restore(run.mirror, run.original)
+        assert part.loss() == pytest.approx(0, abs=1e-6)
+        restore(run.mirror, {name: 0 * weight for name, weight in run.original.items()})
 
 
 def test_training_lowers_the_loss_and_stays_in_place(tmp_path):
