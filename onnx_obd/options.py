@@ -57,8 +57,8 @@ class Options:
         repair: refit what survives to the original's outputs, node by node, as far as that lowers the loss.
         retrain_epochs: masked training after each round but the last (the paper's iteration); 0 for none.
         recover_epochs: masked training of the variant chosen in the end; 0 for none.
-        recover_minutes: the same, by time; with both, whichever ends first. On the way to a speed some of it is spent
-            between the steps; if a drop or a loss limits the speed, it is the time of that search too, refits included.
+        recover_minutes: the same, by time; with both, whichever ends first. If a drop or a loss limits the speed, it is
+            the time of that search too, refits included.
         learning_rate: of the training, relative to the typical weight of each tensor; found by trial if None.
         checkpoint: file that the final training is saved to as it goes on.
         resume: go on from that file instead of pruning anew.
