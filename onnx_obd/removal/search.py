@@ -172,8 +172,8 @@ class Search:
         above = [point for point in self._refitted.values() if not self._hopeless(point.state)]
         leaves = REMEDY
         while not self.minutes.over and self.chosen.speed < self.target:
-            ceiling = min((point.speed for point in self._refused), default=math.inf)
             floor = LEAST_GAIN * self.chosen.speed
+            ceiling = min((point.speed for point in self._refused if point.speed >= floor), default=math.inf)
             above = sorted((p for p in above if floor <= p.speed < ceiling), key=lambda point: point.speed)
             likely = [point for point in above if leaves * self._excess(point.state) <= 1]
             before = (likely[-1:] or above[:1] or [self._between(ceiling)])[0]
