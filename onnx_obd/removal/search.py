@@ -50,6 +50,9 @@ HOPELESS = 10.0
 REMEDY, TRAININGS = 0.25, 3
 """What training is expected to leave of the damage, at first; each takes one of so many parts of the time left."""
 
+PROBE = 1 / 8
+"""The share of the time that a training gets which shows whether the rate is right."""
+
 DAMAGED = 0.5
 """Relative error of the outputs: without a goal what is worse is trained before more goes, for the curvature of a ruin
 tells little."""
@@ -212,9 +215,12 @@ class Search:
         return self._told(point, state)
 
     def _train_chosen(self) -> None:
-        """In two halves, for the first one tells whether the rate is right; of all that is left if nothing follows."""
-        state = self._trained_by(self.chosen.state, 0.5)
-        with self.minutes.last() if self.options.units_alone else self.minutes.training(0.5) as minutes:
+        """At a rate at which a short training helps; by all that is left, unless single weights are to go next."""
+        state, rate = self.chosen.state, math.inf
+        while self.thinning.learning_rate < rate and not self.minutes.over:
+            rate = self.thinning.learning_rate
+            state = self._trained_by(state, PROBE)
+        with self.minutes.last() if self.options.units_alone else self.minutes.training(1.0) as minutes:
             state = self.thinning.trained(state, minutes)
         self.chosen = self._told(self.chosen, state)
 
