@@ -58,3 +58,11 @@ def choose_sizes(offers: Mapping[int, Offer], aim: float) -> dict[int, int]:
             break
         chosen[family], aim = left, aim - gain
     return chosen
+
+
+def fewer(offers: Mapping[int, Offer], sizes: Mapping[int, int], least: float) -> dict[int, Offer]:
+    """The offers without those that take as much of a family as ``sizes`` do, or gain less than ``least``."""
+    return {
+        f: Offer(offer.losses, {left: g for left, g in offer.gains.items() if left > sizes.get(f, 0) and g >= least})
+        for f, offer in offers.items()
+    }

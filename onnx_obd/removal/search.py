@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import onnx
 
 from onnx_obd.errors import UsageError
 from onnx_obd.export import export_model
-from onnx_obd.plan.widths import Offer, choose_sizes
+from onnx_obd.plan.widths import Offer, choose_sizes, fewer
 from onnx_obd.records import FrontierPoint, Interval, Latency
 from onnx_obd.removal.minutes import Minutes
-from onnx_obd.removal.share import Ascending, ascending_in, going_to, without_share
+from onnx_obd.removal.share import Offers, ascending_in, going_to, without_share
 from onnx_obd.removal.thinning import REFIT_SECONDS, Gone, Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import TimeOfSizes
 from onnx_obd.run import Run
@@ -89,15 +89,6 @@ def remove_units(run: Run) -> Run:
     else:
         search.walk()
     return search.result()
-
-
-@dataclass(frozen=True)
-class Offers:
-    """What can be had from a point: the time of one run, the units, and the offers of the families."""
-
-    microseconds: float
-    ascending: Ascending
-    families: Mapping[int, Offer]
 
 
 class Search:
@@ -282,7 +273,7 @@ class Search:
                     return going, step
                 step = math.sqrt(step)
             # Too much of a family: fewer of it cost more loss per microsecond, or another family does, but less in all.
-            families, step = _fewer(families, sizes, offers.microseconds * (1 - 1 / SMALLEST_STEP)), SMALLEST_STEP
+            families, step = fewer(families, sizes, offers.microseconds * (1 - 1 / SMALLEST_STEP)), SMALLEST_STEP
         return [], step
 
     def _stepped(self, here: Point, going: list[int]) -> Point:
@@ -394,14 +385,6 @@ class Search:
         ]
         flushed = f"; {self.thinning.subnormal} subnormal weights set to zero" if self.thinning.subnormal else ""
         return f"units removed: {record.units} of {total}; left: {_briefly(parts)}{flushed}{self.missed}"
-
-
-def _fewer(families: Mapping[int, Offer], sizes: Mapping[int, int], least: float) -> dict[int, Offer]:
-    """The offers without those that take as much of a family as ``sizes`` do, or gain less than ``least``."""
-    return {
-        f: Offer(offer.losses, {left: g for left, g in offer.gains.items() if left > sizes.get(f, 0) and g >= least})
-        for f, offer in families.items()
-    }
 
 
 def _briefly(parts: Sequence[str], most: int = 12) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from onnx_obd.plan.widths import Offer
 from onnx_obd.removal.thinning import Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import liked_multiple
 
@@ -13,6 +15,15 @@ ROUNDS = 8
 
 Ascending = Mapping[int, list[int]]
 """Family -> the ids of its units that are left, from the one with the lowest loss on."""
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What can be had from a state: the time of one run of it, the units, and the offers of the families."""
+
+    microseconds: float
+    ascending: Ascending
+    families: Mapping[int, Offer]
 
 
 def ascending_in(thinning: Thinning, state: Thinned, losses: Mapping[int, float]) -> Ascending:
