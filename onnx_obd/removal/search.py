@@ -35,6 +35,9 @@ PATIENCE = 3
 MOST_TRIED = 6
 """Steps from one point that may overstep the drop: a refit of a large network takes a minute."""
 
+OVERSHOT, NEARER = 1.05, 3
+"""Times the speed asked for: beyond, so many smaller steps are tried in the place of the last."""
+
 CLOCK_SECONDS = 1.0
 """For the timing of one step."""
 
@@ -124,8 +127,10 @@ class Search:
         if self.minutes.everything:
             why = self._trainings(why)
             self._last_chance()
-        elif not self.minutes.over and self.chosen.state.gone:
-            self._train_chosen()
+        elif not self.options.goal:
+            self._come_nearer()
+            if not self.minutes.over and self.chosen.state.gone:
+                self._train_chosen()
         self.missed = "" if self.chosen.speed >= self.target else f"; {self.target:.2f}x was not reached: {why}"
 
     def _refits(self, here: Point) -> str:
@@ -157,6 +162,21 @@ class Search:
             elif (stalled := stalled + 1) >= PATIENCE:
                 return "the last steps made it no faster"
         return why
+
+    def _come_nearer(self) -> None:
+        """Smaller steps from the last point that is too slow: what is faster than asked for has lost too much."""
+        here, step = max((p for p in self.points if p.speed < self.target), key=lambda p: p.speed), STEP
+        for _ in range(NEARER):
+            if self.chosen.speed <= OVERSHOT * self.target:
+                return
+            going, step = self._going(here, self._offers(here), math.sqrt(step))
+            if not going:
+                return
+            there = self._stepped(here, going)
+            if here.speed < there.speed < self.target:
+                here = there
+            elif there.speed >= self.target and there.state.quality.loss < self.chosen.state.quality.loss:
+                self.chosen = there
 
     def _trainings(self, why: str) -> str:
         """Trains the fastest of what was refitted that may pass then, faster or slower ones next, smaller steps last.

@@ -24,6 +24,11 @@ def weights_left(run):
     return microseconds(run.model.proto)
 
 
+def shipped(run):
+    (found,) = (point for point in run.frontier if point.shipped)
+    return found
+
+
 def test_faster_and_still_the_same_model(tmp_path, monkeypatch):
     """By the real clock, from end to end."""
     monkeypatch.setattr(search, "CLOCK_SECONDS", 0.1)
@@ -53,9 +58,10 @@ def test_it_ends_at_the_speed_asked_for(tmp_path, monkeypatch):
     assert 1.6 <= weights_left(before) / weights_left(run) < 1.9
     assert run.before is before and not any("not reached" in note for note in run.notes)
     speeds = [point.speedup.median for point in run.frontier]
-    assert speeds == sorted(speeds) and speeds[0] == 1 and len(speeds) > 3
-    assert [point.shipped for point in run.frontier] == [False] * (len(speeds) - 1) + [True]
-    assert run.frontier[-1].units == sum(len(units) for units in Search(before).thinning.families.values()) - sum(
+    assert speeds[0] == 1 and len(speeds) > 3
+    enough = [point for point in run.frontier if point.speedup.median >= 1.6]
+    assert min(enough, key=lambda point: point.loss) == shipped(run)
+    assert shipped(run).units == sum(len(units) for units in Search(before).thinning.families.values()) - sum(
         len(units) for units in Search(run).thinning.families.values()
     )
 
@@ -67,7 +73,7 @@ def test_what_is_hardly_heard_goes_first(tmp_path, monkeypatch):
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in run.model.proto.graph.initializer}
     assert arrays["w1"].shape == (32, 48)
     np.testing.assert_allclose(arrays["w0"], before.original["w0"][:, :32].numpy())
-    assert run.frontier[-1].loss < 1e-4
+    assert shipped(run).loss < 1e-4
 
 
 def test_a_latency_is_a_speed(tmp_path, monkeypatch):
@@ -122,7 +128,7 @@ def test_a_second_that_lied_does_not_end_it(tmp_path, monkeypatch):
     before = prepared(tmp_path, speedup=1.3)
     run = remove_units(before)
     assert 1.3 <= weights_left(before) / weights_left(run) < 1.6
-    assert run.frontier[-1].speedup.median == pytest.approx(weights_left(before) / weights_left(run))
+    assert shipped(run).speedup.median == pytest.approx(weights_left(before) / weights_left(run))
 
 
 def _same(original, pruned, samples, **options):
@@ -143,7 +149,9 @@ def test_training_uses_the_minutes_and_leaves_some(tmp_path, monkeypatch):
     run_by_weights(monkeypatch)
     run = remove_units(prepared(tmp_path, speedup=1.3, recover_minutes=0.05))
     assert [point.trained for point in run.frontier] == [False] * (len(run.frontier) - 1) + [True]
-    assert run.frontier[-1].units == run.frontier[-2].units and run.frontier[-1].loss < run.frontier[-2].loss
+    assert shipped(run).trained and shipped(run).loss < min(
+        point.loss for point in run.frontier if point.units == shipped(run).units and not point.trained
+    )
     assert run.minutes_left < 0.05
     run = remove_units(prepared(tmp_path, speedup=1.3, recover_minutes=0.02, sparsity=0.5))
     assert 0.19 * 0.02 < run.minutes_left < 0.02  # for what is left when single weights have gone too
@@ -195,7 +203,7 @@ def test_the_frontier_is_kept(tmp_path, monkeypatch):
         proto = onnx.load(point.path)
         onnx.checker.check_model(proto)
         assert microseconds(proto) == pytest.approx(1e3 * point.milliseconds)
-    (y,) = open_session(run.frontier[-1].path).run(None, {"x": inputs()})
+    (y,) = open_session(shipped(run).path).run(None, {"x": inputs()})
     np.testing.assert_allclose(y, open_session(run.model.proto).run(None, {"x": inputs()})[0], rtol=1e-5)
     assert len(list((tmp_path / "front").iterdir())) == len(run.frontier) - 1
 
