@@ -1,8 +1,7 @@
-"""Units removed: measured speed and test accuracy on real networks, label-free, beside what the same width costs.
+"""Units removed: measured speed and test accuracy on real networks, label-free.
 
     python -m benchmarks.speed CORPUS [--models A,B] [--max-drop 0.01] [--minutes 5]     the fastest within the drop
     python -m benchmarks.speed CORPUS --speedup 1.5 [--models A,B] [--minutes 5]         as fast as asked for
-    python -m benchmarks.speed CORPUS --widths 0.25,0.5 [--models A,B]       a share of all units, no recovery
 
 256 samples without labels, batch 1, one thread. Accuracy is that of the labelled test samples, which no run sees.
 Original and result are timed interleaved; the median of the ratio is given with its 95 % interval.
@@ -24,7 +23,7 @@ from tempfile import TemporaryDirectory
 import click
 import numpy as np
 
-from benchmarks.corpus import LOADERS, Task, accuracy, load_task
+from benchmarks.corpus import LOADERS, Task, accuracy, load_task, model_path
 from onnx_obd.atomic import write_atomically
 from onnx_obd.errors import OnnxObdError
 from onnx_obd.graph.session import open_session
@@ -38,27 +37,15 @@ MODELS = (
 UNLIMITED = 10.0
 """Times faster: more than any network gets within the drop."""
 
-RIVAL = {
-    "mnist_fc_256x4": (97.7, 97.0),
-    "mnist_cnn_pytorch_ortjava": (99.0, 98.4),
-    "cifar10_sri_resnet_3b2": (59.0, 33.0),
-    "cifar10_biasfield_base": (69.0, 21.0),
-    "cifar10_vit_pgd_2_3_16": (51.0, 34.0),
-    "mobilenetv2_fp32_derived": (0.0, 0.0),
-}
-"""Accuracy that onnxsim's pruning leaves at a quarter and at half of the width, measured apart from this script."""
-
 
 @dataclass(frozen=True)
 class Row:
     """One run: accuracies as fractions, the speed with its interval, minutes in all, bytes after over before.
 
-    ``width``: the share of the units that was to go; ``asked``: the speed that was asked for; None both for the fastest
-    within ``max_drop``.
+    ``asked``: the speed that was asked for; None for the fastest within ``max_drop``.
     """
 
     model: str
-    width: float | None
     max_drop: float | None
     minutes: float
     before: float
@@ -71,21 +58,19 @@ class Row:
 
     @property
     def key(self) -> tuple:
-        return self.model, self.width, self.max_drop, self.asked, self.minutes
+        return self.model, self.max_drop, self.asked, self.minutes
 
     @property
     def name(self) -> str:
-        kinds = {"width": self.width, "speedup": self.asked, "drop": self.max_drop}
-        kind = next(f"{name}-{value:g}" for name, value in kinds.items() if value is not None)
+        kind = f"drop-{self.max_drop:g}" if self.asked is None else f"speedup-{self.asked:g}"
         return f"{self.model}.{kind}.{self.minutes:g}min.onnx"
 
 
 def run(task: Task, wanted: Row, folder: Path) -> Row:
     """One run of the whole command; the model goes to ``folder``."""
     feeds = task.calibration.feeds
-    options = {"remove_units": wanted.width, "recover_minutes": wanted.minutes, "max_drop": wanted.max_drop}
-    if wanted.width is None:
-        options["speedup"] = wanted.asked or UNLIMITED
+    speedup = wanted.asked or UNLIMITED
+    options = {"speedup": speedup, "max_drop": wanted.max_drop, "recover_minutes": wanted.minutes}
     before = accuracy(task, open_session(task.model))
     with TemporaryDirectory() as temporary:
         data = Path(temporary) / "calibration.npz"
@@ -136,40 +121,19 @@ def fastest(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def widths(rows: Sequence[Row]) -> list[str]:
-    """The table of shares of units removed without recovery, beside the rival's accuracy at that width."""
-    if not rows:
-        return []
-    shares = sorted({row.width for row in rows})
-    lines = [f"| model (dense) | {' | '.join(f'{s:.0%} of the units gone | times faster | onnxsim' for s in shares)} |"]
-    lines.append("|---" * (1 + 3 * len(shares)) + "|")
-    for model in dict.fromkeys(row.model for row in rows):
-        found = {row.width: row for row in rows if row.model == model and not row.refused}
-        dense = next(row.before for row in rows if row.model == model)
-        rival = dict(zip((0.25, 0.5), RIVAL.get(model, ()), strict=False))
-        cells = []
-        for share in shares:
-            row = found.get(share)
-            cells += [f"{100 * row.after:.1f}", f"{row.speed[0]:.2f}"] if row else ["", ""]
-            cells.append(f"{rival[share]:g}" if share in rival else "")
-        lines.append(f"| {model} ({100 * dense:.1f}) | {' | '.join(cells)} |")
-    return lines
-
-
 def timed_again(corpus: Path, row: Row, folder: Path) -> Row:
     """The same row with the speed of the kept model measured anew."""
     if row.refused or not (folder / row.name).exists():
         return row
-    ratio = bench(corpus / "models" / f"{row.model}.onnx", folder / row.name).speedup
+    ratio = bench(model_path(corpus, row.model), folder / row.name).speedup
     return replace(row, speed=(ratio.median, ratio.low, ratio.high))
 
 
 def describe(rows: Sequence[Row]) -> str:
     rows = sorted(rows, key=lambda row: list(LOADERS).index(row.model))
-    shares = [row for row in rows if row.width is not None]
     asked = [row for row in rows if row.asked is not None]
     within = [row for row in rows if row.max_drop is not None]
-    parts = [fastest(within), fastest(asked), widths(shares)]
+    parts = [fastest(within), fastest(asked)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -179,7 +143,6 @@ def describe(rows: Sequence[Row]) -> str:
 @click.option("--max-drop", default=0.01, show_default=True)
 @click.option("--speedup", type=float, help="Ask for this speed and no drop.")
 @click.option("--minutes", default=0.0, show_default=True, help="Of recovery.")
-@click.option("--widths", "shares", default="", help="Remove these shares of all units instead.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file of rows to add to.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for the models.")
 @click.option("--time-again", is_flag=True, help="Only time the kept models of the rows there are.")
@@ -189,7 +152,6 @@ def main(
     max_drop: float,
     speedup: float | None,
     minutes: float,
-    shares: str,
     results: Path | None,
     keep: Path | None,
     time_again: bool,
@@ -210,13 +172,10 @@ def main(
                 rows[number] = timed_again(corpus, row, keep or Path())
                 save()
     else:
-        empty = Row("", None, max_drop, minutes, 0.0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0)
+        empty = Row("", max_drop, minutes, 0.0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0)
         wanted = [replace(empty, model=name) for name in names]
         if speedup:
             wanted = [replace(row, asked=speedup, max_drop=None) for row in wanted]
-        if shares:
-            widths_of = [float(share) for share in shares.split(",")]
-            wanted = [replace(row, width=share, max_drop=None) for row in wanted for share in widths_of]
         with TemporaryDirectory() as temporary:
             folder = keep or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from benchmarks.speed import Row, describe
 
 
 def row(model, after, speed, **more):
-    given = {"width": None, "max_drop": 0.01, "minutes": 2.0, "before": 0.98, "bytes": 0.5, "took": 3.0}
+    given = {"max_drop": 0.01, "minutes": 2.0, "before": 0.98, "bytes": 0.5, "took": 3.0}
     return Row(model=model, after=after, speed=(speed, speed, speed), **(given | more))
 
 
@@ -19,12 +19,6 @@ def test_the_mean_is_geometric_and_drops_are_counted():
 def test_a_refusal_is_a_row_and_no_speed():
     text = describe([row("mnist_fc_256x2", 0.0, 1.0, refused="no unit"), row("mnist_fc_256x4", 0.98, 1.5)])
     assert "no unit" in text and "Geometric mean of the speed: 1.50" in text
-
-
-def test_widths_stand_beside_the_rival():
-    text = describe([row("mnist_fc_256x4", 0.97 + s / 100, 1.2, width=s, max_drop=None) for s in (0.25, 0.5)])
-    (line,) = re.findall(r"\| mnist_fc_256x4 .*", text)
-    assert [cell.strip() for cell in line.split("|")[2:8]] == ["97.2", "1.20", "97.7", "97.5", "1.20", "97"]
 
 
 def test_what_was_asked_for_has_a_table_of_its_own():
