@@ -13,6 +13,7 @@ from onnx_obd.calibration.corruptions import differences, noise
 from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.mixtures import blendable
+from onnx_obd.calibration.pictures import Pictures, warps
 from onnx_obd.calibration.quality import head_values, tell_apart
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.calibration.temperature import bracket, spoken_for
@@ -40,7 +41,8 @@ class ExpectedDrop:
     """What the top-1 accuracy of a classifier has fallen by at most, by ``costs_of_changes`` and ``bounded_mean``.
 
     Of held-back samples, to which nothing was fitted, and of corruptions of these, for few samples see few changes of
-    class. Corrupted samples are harder than natural ones: the surer the original is of one, the more it counts
+    class: warped pictures where the original sees the same in them, other inputs moved by differences, and both with
+    noise. Corrupted samples are harder than natural ones: the surer the original is of one, the more it counts
     (``tilted``). Without corruptions (inputs that are no floats) all count the same, the temperature is 1 for logits,
     and every change of class costs 1 for other outputs.
 
@@ -93,7 +95,10 @@ class ExpectedDrop:
         moved = self._made(differences(every, rounds, seed + 1))
         rows, classes = self._rows(moved, head_values(moved)), natural.argmax(-1).repeat(rounds, 1)
         self.temperature = consistent_temperature(rows.flatten(0, 1), classes.flatten())
-        self._parts += [self._made(make(held_back.samples, times, seed)) for make in (differences, noise)]
+        pictures = Pictures.of(held_back)
+        own, warp = held_back.samples, pictures.warp
+        near = warps(held_back, pictures.layouts, times, seed) if warp else differences(own, times, seed)
+        self._parts += [self._made(near), self._made(noise(own, times, seed))]
         self._before = torch.cat([self._before, *(self._rows(part, head_values(part)) for part in self._parts[1:])])
         sure, of_natural = ((z / self.temperature).softmax(-1).max(-1).values for z in (self._before, natural))
         self._weights = tilted(sure, min(float(of_natural.mean()), spoken_for(len(natural))))

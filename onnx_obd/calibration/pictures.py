@@ -149,6 +149,16 @@ class Pictures:
     objective: Objective
     outputs: Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
+    @classmethod
+    def of(cls, calibration: Calibration) -> Pictures:
+        """By the calibration's mirror, while that holds the original weights."""
+
+        @torch.no_grad()
+        def outputs(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+            return calibration.mirror.evaluate(inputs, outputs=calibration.objective.slots)
+
+        return cls(calibration.batches, calibration.objective, outputs)
+
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
         """Of every input; none if one of them is no picture."""
@@ -183,13 +193,20 @@ class Pictures:
         return float(self.objective.loss(self.outputs(inputs), batch.targets, batch.count))
 
 
-def with_warps(calibration: Calibration, layouts: Sequence[Layout], times: int, seed: int) -> Calibration:
-    """The samples, and each ``times`` warped. Only while the mirror holds the original weights."""
+def warps(calibration: Calibration, layouts: Sequence[Layout], times: int, seed: int) -> Samples:
+    """Each of the samples ``times`` warped, one round of all after the other."""
     own, names = calibration.samples, calibration.mirror.input_names
     generator = torch.Generator().manual_seed(seed)
     crooked = []
     for feed in times * own.feeds:
         inputs = warped([torch.from_numpy(feed[name]) for name in names], layouts, generator)
         crooked.append({name: x.numpy() for name, x in zip(names, inputs, strict=True)})
-    both = Samples.from_feeds((*own.feeds, *crooked), source=f"{own.source}, and warped", batchable=own.batchable)
+    return Samples.from_feeds(crooked, source=f"{own.source}, warped", batchable=own.batchable)
+
+
+def with_warps(calibration: Calibration, layouts: Sequence[Layout], times: int, seed: int) -> Calibration:
+    """The samples, and each ``times`` warped. Only while the mirror holds the original weights."""
+    own, crooked = calibration.samples, warps(calibration, layouts, times, seed)
+    source = f"{own.source}, and warped"
+    both = Samples.from_feeds((*own.feeds, *crooked.feeds), source=source, batchable=own.batchable)
     return Calibration(calibration.mirror, calibration.objective, both, calibration.batch_size)

@@ -7,12 +7,11 @@ are those of the smaller model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx
-import torch
 from torch import Tensor
 
 from onnx_obd.calibration.expected_drop import ExpectedDrop
@@ -246,7 +245,7 @@ class Thinning:
         try:
             if wanted < for_all:
                 return tuple(self._some(part, wanted / for_all) for part in parts)
-            pictures = Pictures(run.fitting.batches, run.objective, self._outputs)
+            pictures = Pictures.of(run.fitting)
             if wanted < (1 + WARPS) * for_all or run.objective.supervised or not pictures.warp:
                 return parts
             return tuple(with_warps(part, pictures.layouts, WARPS, run.options.seed) for part in parts)
@@ -257,7 +256,3 @@ class Thinning:
         count = min(part.num_samples, max(FEWEST, int(share * part.num_samples)))
         some = part.samples.subset(range(count))
         return Calibration(self.run.mirror, self.run.objective, some, min(count, part.batch_size))
-
-    def _outputs(self, inputs: Sequence[Tensor]) -> tuple:
-        with torch.no_grad():
-            return self.run.mirror.evaluate(inputs, outputs=self.run.objective.slots)

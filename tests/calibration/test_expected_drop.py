@@ -147,6 +147,37 @@ def test_slow_networks_get_fewer_corruptions(monkeypatch):
         assert [part.num_samples for part in parts] == [40, times * 40, times * 40]
 
 
+def looking(smooth):
+    """A linear classifier of blobs [N, 1, 12, 12], with smooth weights or with rough ones."""
+    rng = np.random.default_rng(0)
+    down, across = np.indices((12, 12))
+    feeds = []
+    for _ in range(20):
+        y, x = rng.uniform(5, 7, 2)
+        blob = rng.uniform(0.2, 1) * np.exp(-((down - y) ** 2 + (across - x) ** 2) / 8)
+        feeds.append({"x": blob.astype(np.float32)[None, None]})
+    weight = rng.normal(size=(1, 5)).repeat(144, 0) if smooth else rng.normal(size=(144, 5))
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    mirror = Mirror(model(nodes, {"x": ["N", 1, 12, 12]}, {"y": ["N", 5]}, {"w": weight})).double()
+    samples = Samples.from_feeds(feeds, source="test", batchable=True)
+    objective = choose_objective(mirror, [[torch.ones(1, 1, 12, 12)]], None, kind="kl")
+    return Calibration(mirror, objective, samples, 4)
+
+
+def test_pictures_are_warped_where_the_original_sees_the_same_in_them():
+    """Warps keep within the range of each picture; differences of others and noise do not."""
+    for smooth in (True, False):
+        found = looking(smooth)
+        parts = ExpectedDrop(found, found)._parts
+        within = []
+        for part in parts[1:]:
+            assert len(part.samples) == module.TIMES * len(found.samples)
+            pairs = list(zip(part.samples.feeds, module.TIMES * list(found.samples.feeds), strict=True))
+            assert np.mean([np.array_equal(a["x"], b["x"]) for a, b in pairs]) < 0.2  # some differences are 0
+            within.append(all(a["x"].min() >= b["x"].min() and a["x"].max() <= b["x"].max() for a, b in pairs))
+        assert within == [smooth, False]
+
+
 def test_others_of_another_shape_are_left_out():
     """How sure the original is can then be told of the held-back samples alone."""
     nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[1]), helper.make_node("MatMul", ["m", "w"], ["y"])]

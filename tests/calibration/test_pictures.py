@@ -120,12 +120,7 @@ def seen(weight):
     nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
     proto = model(nodes, {"x": ["N", 1, 12, 12]}, {"y": ["N", 5]}, {"w": weight.reshape(-1, 5)})
     found = calibration(proto, count=40, batch_size=8)[0]
-
-    @torch.no_grad()
-    def outputs(inputs):
-        return found.mirror.evaluate(inputs, outputs=found.objective.slots)
-
-    return Pictures(found.batches, found.objective, outputs), found
+    return Pictures.of(found), found
 
 
 def test_only_what_the_network_sees_the_same_in_is_warped():
