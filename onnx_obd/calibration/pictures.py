@@ -35,8 +35,10 @@ FIRST, LAST = (0, 1, 2, 3), (0, 3, 1, 2)
 COMPARED = 64
 """Samples by which it is decided what may be done to pictures."""
 
-NEARER = 0.5
-"""What moves the outputs by less than this part of what they move by from one picture to the next."""
+NEARER = 0.3
+"""What moves the outputs by less than this part of what they move by from one picture to the next means the same.
+
+Measured: photographs turned round 0.01 to 0.05, digits 0.5 to 0.6; warped 0.04 to 0.2."""
 
 
 @dataclass(frozen=True)
