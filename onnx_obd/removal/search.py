@@ -165,9 +165,10 @@ class Search:
 
     def _come_nearer(self) -> None:
         """Smaller steps from the last point that is too slow: what is faster than asked for has lost too much."""
-        here, step = max((p for p in self.points if p.speed < self.target), key=lambda p: p.speed), STEP
+        slower, step = [point for point in self.points if point.speed < self.target], STEP
+        here = max(slower, key=lambda point: point.speed, default=None)
         for _ in range(NEARER):
-            if self.chosen.speed <= OVERSHOT * self.target:
+            if here is None or self.chosen.speed <= OVERSHOT * self.target:
                 return
             going, step = self._going(here, self._offers(here), math.sqrt(step))
             if not going:

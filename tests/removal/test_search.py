@@ -82,6 +82,12 @@ def test_a_latency_is_a_speed(tmp_path, monkeypatch):
     assert weights_left(remove_units(before)) <= 4000 < weights_left(before)
 
 
+def test_what_is_fast_enough_keeps_all(tmp_path, monkeypatch):
+    run_by_weights(monkeypatch)
+    run = remove_units(prepared(tmp_path, speedup=None, target_latency="1s", recover_minutes=0.01))
+    assert [point.units for point in run.frontier] == [0] and not any("not reached" in note for note in run.notes)
+
+
 def test_the_drop_ends_it(tmp_path, monkeypatch):
     run_by_weights(monkeypatch)
     run = remove_units(prepared(tmp_path, speedup=4.0, max_drop=0.1))
