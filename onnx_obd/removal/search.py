@@ -14,7 +14,7 @@ from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes, fewer
 from onnx_obd.records import FrontierPoint, Interval, Latency
 from onnx_obd.removal.minutes import Minutes
-from onnx_obd.removal.share import Offers, ascending_in, going_to, without_share
+from onnx_obd.removal.share import Offers, ascending_in, going_to, told_units, without_share
 from onnx_obd.removal.thinning import REFIT_SECONDS, Gone, Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import TimeOfSizes
 from onnx_obd.run import Run
@@ -35,8 +35,9 @@ PATIENCE = 3
 MOST_TRIED = 6
 """Steps from one point that may overstep the drop: a refit of a large network takes a minute."""
 
-OVERSHOT, NEARER = 1.05, 3
-"""Times the speed asked for: beyond, so many smaller steps are tried in the place of the last."""
+AIMED, OVERSHOT, NEARER = 1.02, 1.05, 3
+"""Times the speed asked for: where the last step aims, for a little less is another step; and beyond what so many
+smaller ones are tried in its place."""
 
 CLOCK_SECONDS = 1.0
 """For the timing of one step."""
@@ -285,7 +286,7 @@ class Search:
         )
         while len(tried) < MOST_TRIED:
             while step >= SMALLEST_STEP:
-                aim = min(here.speed * step, max(1.005 * self.target, SMALLEST_STEP * here.speed))
+                aim = min(here.speed * step, max(AIMED * self.target, SMALLEST_STEP * here.speed))
                 sizes = choose_sizes(families, offers.microseconds * (1 - here.speed / aim))
                 going = going_to(offers.ascending, sizes)
                 gone = here.state.gone | frozenset(going)
@@ -307,9 +308,14 @@ class Search:
             state = self.thinning.without(here.state, going, report)
         if options.retrain_epochs:
             state = self.thinning.trained(state, None, options.retrain_epochs)
-        elif not options.goal and not self.minutes.over and state.quality.relative_error >= DAMAGED:
+        elif self._needs_training(here, state):
             state = self._trained_by(state, 1 / math.ceil(math.log(self.target) / math.log(STEP)))
         return self._timed(state)
+
+    def _needs_training(self, here: Point, state: Thinned) -> bool:
+        """Before more than the last step: without a goal, and if there is little left of the outputs."""
+        way = not self.options.goal and here.speed * STEP < self.target
+        return way and not self.minutes.over and state.quality.relative_error >= DAMAGED
 
     def _trained_by(self, state: Thinned, share: float) -> Thinned:
         """Trained by a share of the time, or by what is left of it."""
@@ -393,21 +399,9 @@ class Search:
         run = self.thinning.run_of(self.chosen.state)
         points = [replace(p.record, shipped=p is self.chosen) for p in self.points]
         left = self.minutes.left_for_the_chosen
-        return replace(run, notes=(*run.notes, self._note()), frontier=tuple(points), minutes_left=left)
-
-    def _note(self) -> str:
-        record = self.chosen.record
-        families = self.thinning.left(self.chosen.state.gone)
-        total = len(self.thinning.units.units)
-        parts = [
-            f"{self.thinning.families[family][0].kind} {len(units)} of {len(self.thinning.families[family])}"
-            for family, units in families.items()
-            if len(units) < len(self.thinning.families[family])
-        ]
-        flushed = f"; {self.thinning.subnormal} subnormal weights set to zero" if self.thinning.subnormal else ""
-        return f"units removed: {record.units} of {total}; left: {_briefly(parts)}{flushed}{self.missed}"
-
-
-def _briefly(parts: Sequence[str], most: int = 12) -> str:
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return (", ".join(parts[:most]) + more) if parts else "all"
+        return replace(
+            run,
+            notes=(*run.notes, told_units(self.thinning, self.chosen.state) + self.missed),
+            frontier=tuple(points),
+            minutes_left=left,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx_obd.plan.widths import Offer
@@ -74,3 +74,20 @@ def _in_multiples(
         liked = (sizes[family] + multiple // 2) // multiple * multiple
         rounded[family] = min(len(units), max(least, liked))
     return rounded
+
+
+def told_units(thinning: Thinning, state: Thinned) -> str:
+    """How many units went, and how many are left of each family."""
+    families = thinning.left(state.gone)
+    parts = [
+        f"{thinning.families[family][0].kind} {len(units)} of {len(thinning.families[family])}"
+        for family, units in families.items()
+        if len(units) < len(thinning.families[family])
+    ]
+    flushed = f"; {thinning.subnormal} subnormal weights set to zero" if thinning.subnormal else ""
+    return f"units removed: {len(state.gone)} of {len(thinning.units.units)}; left: {_briefly(parts)}{flushed}"
+
+
+def _briefly(parts: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return (", ".join(parts[:most]) + more) if parts else "all"
