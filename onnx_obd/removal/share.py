@@ -1,4 +1,4 @@
-"""A given share of the units removed, the cheapest of all first; and which units of a family these are."""
+"""A given share of the units removed, the cheapest of all first; which units of a family these are; what is left."""
 
 from __future__ import annotations
 
