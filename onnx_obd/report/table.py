@@ -79,7 +79,7 @@ def _frontier(page: Page, report: Report) -> list[str]:
     if len(report.frontier) < 2:
         return []
     columns = [Column("", "<")] + [Column(title, drop=drop) for title, drop in zip(TITLES, DROPS, strict=True)]
-    marks = ["▸" if point.shipped else "*" if point.trained else "" for point in report.frontier]
+    marks = ["▸" * point.shipped + "*" * point.trained for point in report.frontier]
     rows = [[mark, *map(printable, row)] for mark, row in zip(marks, frontier_rows(report), strict=True)]
     styles = [{"bold": True} if point.shipped else {} for point in report.frontier]
     lines = page.heading("On the way to the speed")

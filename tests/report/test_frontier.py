@@ -64,6 +64,6 @@ def test_rows():
 def test_table_and_page_show_it():
     text = render_table(REPORT, width=120, color=False, encoding="utf-8")
     assert "On the way to the speed" in text and "drop at most" in text
-    assert next(line for line in text.splitlines() if "6,600" in line and "61,706" not in line).split()[0] == "▸"
+    assert next(line for line in text.splitlines() if "6,600" in line and "61,706" not in line).split()[0] == "▸*"
     assert "On the way to the speed" in to_html(REPORT) and "Latency against quality" in to_html(REPORT)
     assert "On the way" not in render_table(REGRESSION, width=120, color=False, encoding="utf-8")
