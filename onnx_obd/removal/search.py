@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,6 +72,10 @@ class Point:
     @property
     def speed(self) -> float:
         return self.record.speedup.median
+
+    @property
+    def sizes_and_time(self) -> tuple[int, float, Interval]:
+        return self.record.parameters, self.record.milliseconds, self.record.speedup
 
 
 def remove_units(run: Run) -> Run:
@@ -142,18 +147,18 @@ class Search:
         while fastest.speed < self.target:
             if self.minutes.half_over:
                 return "the minutes were over"
-            going, step = self._going(here, self._offers(here), step or self.minutes.step(STEP, self.target))
+            going, step = self._going(here, step or self.minutes.step(STEP, self.target))
             if not going:
                 break
             there = self._stepped(here, going)
             if objection := self._objection(there.state):
                 why = objection
-                if not self.minutes.everything or self._hopeless(there.state):
-                    self._refused.append(there)
-                    if self.minutes.everything:
-                        break
+                if not self.minutes.everything:
                     step = math.sqrt(step)
                     continue
+                if self._hopeless(there.state):
+                    self._refused.append(there)
+                    break
             elif there.speed >= LEAST_GAIN * self.chosen.speed:
                 self.chosen = there
             here, step = there, 0.0 if step >= STEP else step
@@ -170,7 +175,7 @@ class Search:
         for _ in range(NEARER):
             if here is None or self.chosen.speed <= OVERSHOT * self.target:
                 return
-            going, step = self._going(here, self._offers(here), math.sqrt(step))
+            going, step = self._going(here, math.sqrt(step))
             if not going:
                 return
             there = self._stepped(here, going)
@@ -208,7 +213,7 @@ class Search:
         origin = self._refitted[self.chosen.state.gone]
         step = min(STEP, math.sqrt(ceiling / origin.speed))
         while step >= SMALLEST_STEP:
-            going, step = self._going(origin, self._offers(origin), step)
+            going, step = self._going(origin, step)
             if not going:
                 return None
             there = self._stepped(origin, going)
@@ -217,24 +222,29 @@ class Search:
         return None
 
     def _trained(self, point: Point, share: float) -> Point:
-        """Trained by a share of the time if it needs that; once more if the rate was too high to help."""
-        state = point.state
-        while not self.minutes.over and self._objection(state) and not self._hopeless(state):
-            rate = self.thinning.learning_rate
-            state = self._trained_by(state, share)
-            if self.thinning.learning_rate >= rate:
-                break
-        return self._told(point, state)
+        """Trained by a share of the time if it needs that."""
+
+        def needs_it(state: Thinned) -> bool:
+            return bool(self._objection(state)) and not self._hopeless(state)
+
+        return self._told(point, self._at_a_rate_that_helps(point.state, share, needs_it))
 
     def _train_chosen(self) -> None:
         """At a rate at which a short training helps; by all that is left, unless single weights are to go next."""
-        state, rate = self.chosen.state, math.inf
-        while self.thinning.learning_rate < rate and not self.minutes.over:
-            rate = self.thinning.learning_rate
-            state = self._trained_by(state, PROBE)
+        state = self._at_a_rate_that_helps(self.chosen.state, PROBE)
         with self.minutes.last() if self.options.units_alone else self.minutes.training(1.0) as minutes:
             state = self.thinning.trained(state, minutes)
         self.chosen = self._told(self.chosen, state)
+
+    def _at_a_rate_that_helps(
+        self, state: Thinned, share: float, needs_it: Callable[[Thinned], bool] = lambda state: True
+    ) -> Thinned:
+        """Trained by a share of the time, and once more as long as the rate was too high and became lower."""
+        rate = math.inf
+        while self.thinning.learning_rate < rate and not self.minutes.over and needs_it(state):
+            rate = self.thinning.learning_rate
+            state = self._trained_by(state, share)
+        return state
 
     def _last_chance(self) -> None:
         """Of what was refused the nearest is trained by all that is left, and chosen if it passes then."""
@@ -276,13 +286,10 @@ class Search:
             offers = {f: Offer([losses[unit] for unit in units], gains[f]) for f, units in ascending.items()}
         return self._known.setdefault(here.state.gone, Offers(microseconds, ascending, offers))
 
-    def _going(self, here: Point, offers: Offers, step: float) -> tuple[list[int], float]:
+    def _going(self, here: Point, step: float) -> tuple[list[int], float]:
         """The units that cost least loss per microsecond, for the largest step not tried yet, and that step."""
-        families, step, tried = (
-            offers.families,
-            max(step, SMALLEST_STEP),
-            self._tried.setdefault(here.state.gone, set()),
-        )
+        offers, tried = self._offers(here), self._tried.setdefault(here.state.gone, set())
+        families, step = offers.families, max(step, SMALLEST_STEP)
         while len(tried) < MOST_TRIED:
             while step >= SMALLEST_STEP:
                 aim = min(here.speed * step, max(AIMED * self.target, SMALLEST_STEP * here.speed))
@@ -343,7 +350,6 @@ class Search:
 
     def _timed(self, state: Thinned) -> Point:
         """The state with its time, interleaved with the original, as a point of the frontier."""
-        quality = state.quality
         proto = self.thinning.model(state.gone, state.weights)
         if state.gone or self.thinning.subnormal:
             timed = self._clock(proto, CLOCK_SECONDS)
@@ -353,21 +359,19 @@ class Search:
         else:
             milliseconds, speedup = self.times.gains(state.gone)[0] / 1e3, Interval(1.0, 1.0, 1.0)
         parameters = sum(weight.numel() for weight in self.thinning.mirror(state.gone).weights.values())
-        told = (quality.loss, quality.agreement, quality.accuracy, state.drop)
-        record = FrontierPoint(len(state.gone), parameters, milliseconds, speedup, *told)
-        return self._refitted.setdefault(state.gone, self._told(Point(state, record), state, proto))
+        point = self._pointed(state, (parameters, milliseconds, speedup), proto)
+        return self._refitted.setdefault(state.gone, point)
 
-    def _told(self, point: Point, state: Thinned, proto: onnx.ModelProto | None = None) -> Point:
-        """The point with other weights, of the frontier."""
+    def _told(self, point: Point, state: Thinned) -> Point:
+        """A point of the frontier of the same sizes with other weights."""
+        return self._pointed(state, point.sizes_and_time)
+
+    def _pointed(
+        self, state: Thinned, sizes_and_time: tuple[int, float, Interval], proto: onnx.ModelProto | None = None
+    ) -> Point:
         quality = state.quality
-        record = replace(
-            point.record,
-            loss=quality.loss,
-            agreement=quality.agreement,
-            accuracy=quality.accuracy,
-            drop=state.drop,
-            trained=state.trained,
-        )
+        told = (quality.loss, quality.agreement, quality.accuracy, state.drop, state.trained)
+        record = FrontierPoint(len(state.gone), *sizes_and_time, *told)
         if self.options.keep_frontier and state.gone:
             record = replace(record, path=self._kept(record, proto or self.thinning.model(state.gone, state.weights)))
         self.points.append(Point(state, record))

@@ -260,11 +260,11 @@ def test_what_oversteps_is_taken_in_smaller_parts(tmp_path, monkeypatch):
     bargain = {48: 4.0, 32: 9.0, 16: 30.0}
     families = {f: Offer([1.0] * len(u), bargain if len(u) == 64 else {}) for f, u in search.thinning.families.items()}
     ascending = {f: [unit.id for unit in units] for f, units in search.thinning.families.items()}
-    offers = Offers(100.0, ascending, families)
+    search._known[here.state.gone] = Offers(100.0, ascending, families)
     taken = []
     step = 1.12
     while True:
-        going, step = search._going(here, offers, step)
+        going, step = search._going(here, step)
         if not going:
             break
         taken.append(len(going))
