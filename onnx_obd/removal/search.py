@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import onnx
+from dataclasses import replace
 
 from onnx_obd.errors import UsageError
-from onnx_obd.export import export_model
 from onnx_obd.plan.widths import Offer, choose_sizes, fewer
-from onnx_obd.records import FrontierPoint, Interval, Latency
+from onnx_obd.removal.frontier import Frontier, Point
 from onnx_obd.removal.minutes import Minutes
 from onnx_obd.removal.share import Offers, ascending_in, going_to, told_units, without_share
 from onnx_obd.removal.thinning import REFIT_SECONDS, Gone, Thinned, Thinning
 from onnx_obd.removal.time_of_sizes import TimeOfSizes
 from onnx_obd.run import Run
-from onnx_obd.runtime.latency import measure_latency
 
 STEP = 1.12
 """How much faster one step makes the model; the curvature and the times are measured anew in each."""
@@ -39,12 +34,6 @@ AIMED, OVERSHOT, NEARER = 1.02, 1.05, 3
 """Times the speed asked for: where the last step aims, for a little less is another step; and beyond what so many
 smaller ones are tried in its place."""
 
-CLOCK_SECONDS = 1.0
-"""For the timing of one step."""
-
-SURE_SECONDS = 4.0
-"""For that of a step that seems to reach the speed: other work on the machine can make one second lie."""
-
 NEAR = 1.5
 """Times what is allowed: what is no further off may still get there by all the training that is left."""
 
@@ -60,22 +49,6 @@ PROBE = 1 / 8
 DAMAGED = 0.5
 """Relative error of the outputs: without a goal what is worse is trained before more goes, for the curvature of a ruin
 tells little."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A state that was timed."""
-
-    state: Thinned
-    record: FrontierPoint
-
-    @property
-    def speed(self) -> float:
-        return self.record.speedup.median
-
-    @property
-    def sizes_and_time(self) -> tuple[int, float, Interval]:
-        return self.record.parameters, self.record.milliseconds, self.record.speedup
 
 
 def remove_units(run: Run) -> Run:
@@ -100,23 +73,22 @@ def remove_units(run: Run) -> Run:
 
 
 class Search:
-    """Where the search has been (``points``), and what it may still spend."""
+    """Where the search has been (``frontier``), and what it may still spend."""
 
     def __init__(self, run: Run):
         self.run, self.options = run, run.options
         self.minutes = Minutes(self.options.recover_minutes, everything=self.options.goal is not None)
         self.thinning = Thinning(run, min(REFIT_SECONDS, self.minutes.seconds_of_a_refit))
         self.times = TimeOfSizes(self.thinning)
-        self.points: list[Point] = []
+        self.frontier = Frontier(self.thinning, self.times)
         self.chosen: Point | None = None
         self.missed, self.target = "", math.inf
-        self._refitted: dict[Gone, Point] = {}
         self._refused: list[Point] = []
         self._tried: dict[Gone, set[Gone]] = {}
         self._known: dict[Gone, Offers] = {}
 
     def remove_share(self, share: float) -> None:
-        self.chosen = self._timed(without_share(self.thinning, share))
+        self.chosen = self.frontier.timed(without_share(self.thinning, share), self.target)
 
     # ---- a speed
 
@@ -126,7 +98,7 @@ class Search:
         What is trained a little after every step ends worse than what is trained as long after the last one: each refit
         leads back to what the nodes computed originally.
         """
-        here = self._timed(self.thinning.whole)
+        here = self.frontier.timed(self.thinning.whole, self.target)
         self.target, self.chosen = self._target(here), here
         why = self._refits(here)
         if self.minutes.everything:
@@ -170,7 +142,7 @@ class Search:
 
     def _come_nearer(self) -> None:
         """Smaller steps from the last point that is too slow: what is faster than asked for has lost too much."""
-        slower, step = [point for point in self.points if point.speed < self.target], STEP
+        slower, step = [point for point in self.frontier.points if point.speed < self.target], STEP
         here = max(slower, key=lambda point: point.speed, default=None)
         for _ in range(NEARER):
             if here is None or self.chosen.speed <= OVERSHOT * self.target:
@@ -189,7 +161,7 @@ class Search:
 
         Returns why it ends.
         """
-        above = [point for point in self._refitted.values() if not self._hopeless(point.state)]
+        above = [point for point in self.frontier.refitted.values() if not self._hopeless(point.state)]
         leaves = REMEDY
         while not self.minutes.over and self.chosen.speed < self.target:
             floor = LEAST_GAIN * self.chosen.speed
@@ -210,7 +182,7 @@ class Search:
 
     def _between(self, ceiling: float) -> Point | None:
         """A step from the chosen one, half way to what was refused if that is nearer; None if none is left."""
-        origin = self._refitted[self.chosen.state.gone]
+        origin = self.frontier.refitted[self.chosen.state.gone]
         step = min(STEP, math.sqrt(ceiling / origin.speed))
         while step >= SMALLEST_STEP:
             going, step = self._going(origin, step)
@@ -227,14 +199,14 @@ class Search:
         def needs_it(state: Thinned) -> bool:
             return bool(self._objection(state)) and not self._hopeless(state)
 
-        return self._told(point, self._at_a_rate_that_helps(point.state, share, needs_it))
+        return self.frontier.told(point, self._at_a_rate_that_helps(point.state, share, needs_it))
 
     def _train_chosen(self) -> None:
         """At a rate at which a short training helps; by all that is left, unless single weights are to go next."""
         state = self._at_a_rate_that_helps(self.chosen.state, PROBE)
         with self.minutes.last() if self.options.units_alone else self.minutes.training(1.0) as minutes:
             state = self.thinning.trained(state, minutes)
-        self.chosen = self._told(self.chosen, state)
+        self.chosen = self.frontier.told(self.chosen, state)
 
     def _at_a_rate_that_helps(
         self, state: Thinned, share: float, needs_it: Callable[[Thinned], bool] = lambda state: True
@@ -255,7 +227,7 @@ class Search:
         with self.minutes.last() as minutes:
             state = self.thinning.trained(near.state, minutes, trials=True)
         if not self._objection(state):
-            self.chosen = self._told(near, state)
+            self.chosen = self.frontier.told(near, state)
 
     def _excess(self, state: Thinned) -> float:
         """The damage over what is allowed of it."""
@@ -316,7 +288,7 @@ class Search:
             state = self.thinning.trained(state, None, options.retrain_epochs)
         elif self._needs_training(here, state):
             state = self._trained_by(state, 1 / math.ceil(math.log(self.target) / math.log(STEP)))
-        return self._timed(state)
+        return self.frontier.timed(state, self.target)
 
     def _needs_training(self, here: Point, state: Thinned) -> bool:
         """Before more than the last step: without a goal, and if there is little left of the outputs."""
@@ -348,59 +320,10 @@ class Search:
 
     # ---- what came of it
 
-    def _timed(self, state: Thinned) -> Point:
-        """The state with its time, interleaved with the original, as a point of the frontier."""
-        proto = self.thinning.model(state.gone, state.weights)
-        if state.gone or self.thinning.subnormal:
-            timed = self._clock(proto, CLOCK_SECONDS)
-            if timed.speedup.median >= self.target:  # what ends the search is made sure of
-                timed = self._clock(proto, SURE_SECONDS)
-            milliseconds, speedup = timed.pruned.median, timed.speedup
-        else:
-            milliseconds, speedup = self.times.gains(state.gone)[0] / 1e3, Interval(1.0, 1.0, 1.0)
-        parameters = sum(weight.numel() for weight in self.thinning.mirror(state.gone).weights.values())
-        point = self._pointed(state, (parameters, milliseconds, speedup), proto)
-        return self._refitted.setdefault(state.gone, point)
-
-    def _told(self, point: Point, state: Thinned) -> Point:
-        """A point of the frontier of the same sizes with other weights."""
-        return self._pointed(state, point.sizes_and_time)
-
-    def _pointed(
-        self, state: Thinned, sizes_and_time: tuple[int, float, Interval], proto: onnx.ModelProto | None = None
-    ) -> Point:
-        quality = state.quality
-        told = (quality.loss, quality.agreement, quality.accuracy, state.drop, state.trained)
-        record = FrontierPoint(len(state.gone), *sizes_and_time, *told)
-        if self.options.keep_frontier and state.gone:
-            record = replace(record, path=self._kept(record, proto or self.thinning.model(state.gone, state.weights)))
-        self.points.append(Point(state, record))
-        return self.points[-1]
-
-    def _clock(self, proto: onnx.ModelProto, seconds: float) -> Latency:
-        """The model beside the original."""
-        run, options = self.run, self.options
-        return measure_latency(
-            run.model.proto,
-            proto,
-            run.scoring.samples,
-            batch=options.batch,
-            threads=options.threads,
-            provider=options.provider,
-            seconds=seconds,
-        )
-
-    def _kept(self, record: FrontierPoint, proto: onnx.ModelProto) -> str:
-        folder, stem = Path(self.options.keep_frontier), Path(self.run.model.path or "model").stem
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{stem}-{len(self.points):02d}-{record.speedup.median:.2f}x.onnx"
-        export_model(replace(self.run.model, proto=proto), {}, path, format="dense")
-        return str(path)
-
     def result(self) -> Run:
         """The run with the model chosen; the frontier and a note go with it."""
         run = self.thinning.run_of(self.chosen.state)
-        points = [replace(p.record, shipped=p is self.chosen) for p in self.points]
+        points = [replace(p.record, shipped=p is self.chosen) for p in self.frontier.points]
         left = self.minutes.left_for_the_chosen
         return replace(
             run,

@@ -5,7 +5,7 @@ import math
 import onnx
 
 from onnx_obd.records import Interval, Latency
-from onnx_obd.removal import search, time_of_sizes
+from onnx_obd.removal import frontier, time_of_sizes
 
 FIXED = 1000
 """The time of a model without weights."""
@@ -27,6 +27,6 @@ def run_by_weights(monkeypatch, time=microseconds) -> list[int]:
         timed.append(len(makes))
         return time(reference), [time(make()) for make in makes]
 
-    monkeypatch.setattr(search, "measure_latency", latency)
+    monkeypatch.setattr(frontier, "measure_latency", latency)
     monkeypatch.setattr(time_of_sizes, "time_variants", variants)
     return timed

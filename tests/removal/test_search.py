@@ -12,7 +12,7 @@ from onnx_obd.graph.session import open_session
 from onnx_obd.options import Options
 from onnx_obd.plan.widths import Offer
 from onnx_obd.records import Interval, Latency
-from onnx_obd.removal import remove_units, search, time_of_sizes
+from onnx_obd.removal import frontier, remove_units, search, time_of_sizes
 from onnx_obd.removal.search import Search
 from onnx_obd.removal.share import Offers
 from onnx_obd.removal.thinning import Thinning
@@ -31,8 +31,8 @@ def shipped(run):
 
 def test_faster_and_still_the_same_model(tmp_path, monkeypatch):
     """By the real clock, from end to end."""
-    monkeypatch.setattr(search, "CLOCK_SECONDS", 0.1)
-    monkeypatch.setattr(search, "SURE_SECONDS", 0.1)
+    monkeypatch.setattr(frontier, "CLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(frontier, "SURE_SECONDS", 0.1)
     monkeypatch.setattr(time_of_sizes, "SECONDS_EACH", 0.02)
     wide(tmp_path, sizes=(16, 512, 256, 3))
     options = {"speedup": 1.2, "benchmark": False}
@@ -115,7 +115,7 @@ def test_time_that_no_unit_saves(tmp_path, monkeypatch):
 def test_time_that_is_only_promised(tmp_path, monkeypatch):
     """Where single families seem to save time and the model does not, what was removed for nothing comes back."""
     run_by_weights(monkeypatch)
-    monkeypatch.setattr("onnx_obd.removal.search.measure_latency", _same)
+    monkeypatch.setattr("onnx_obd.removal.frontier.measure_latency", _same)
     run = remove_units(prepared(tmp_path))
     assert run.frontier[0].shipped and len(run.frontier) == 4
     assert any("the last steps made it no faster" in note for note in run.notes)
@@ -123,14 +123,14 @@ def test_time_that_is_only_promised(tmp_path, monkeypatch):
 
 def test_a_second_that_lied_does_not_end_it(tmp_path, monkeypatch):
     run_by_weights(monkeypatch)
-    honest = search.measure_latency
+    honest = frontier.measure_latency
 
     def latency(*models, seconds, **options):
         found = honest(*models, seconds=seconds, **options)
         lie = Interval(9.0, 9.0, 9.0)
-        return found if seconds == search.SURE_SECONDS else replace(found, speedup=lie)
+        return found if seconds == frontier.SURE_SECONDS else replace(found, speedup=lie)
 
-    monkeypatch.setattr(search, "measure_latency", latency)
+    monkeypatch.setattr(frontier, "measure_latency", latency)
     before = prepared(tmp_path, speedup=1.3)
     run = remove_units(before)
     assert 1.3 <= weights_left(before) / weights_left(run) < 1.6
@@ -256,7 +256,7 @@ def test_what_oversteps_is_taken_in_smaller_parts(tmp_path, monkeypatch):
     """The largest part of a family is the best bargain, and too much: a smaller one passes."""
     run_by_weights(monkeypatch)
     search = Search(prepared(tmp_path, speedup=4.0, max_drop=0.1))
-    here = search._timed(search.thinning.whole)
+    here = search.frontier.timed(search.thinning.whole, search.target)
     bargain = {48: 4.0, 32: 9.0, 16: 30.0}
     families = {f: Offer([1.0] * len(u), bargain if len(u) == 64 else {}) for f, u in search.thinning.families.items()}
     ascending = {f: [unit.id for unit in units] for f, units in search.thinning.families.items()}
