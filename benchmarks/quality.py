@@ -11,11 +11,10 @@ With --results a run adds to the rows in that JSON file, does not repeat what is
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.corpus import LOADERS, Task, load_task, model_path
+from benchmarks.rows import check_known, read_rows, split_at_commas, write_rows
 from onnx_obd.atomic import write_atomically
 from onnx_obd.graph.session import open_session
 from onnx_obd.pipeline import prune
@@ -181,16 +181,14 @@ def describe(found: list[Row]) -> str:
     return "\n".join([said, what, "", *overview(found, sparsities), "", *details(found)])
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
-    return [name for name in value.split(",") if name]
-
-
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True))
-@click.option("--models", callback=_names, default="", help="All of the corpus by default.")
-@click.option("--methods", callback=_names, default=f"auto,obd,magnitude,{TEXTBOOK}", show_default=True)
-@click.option("--sparsities", callback=_names, default="0.5,0.7,0.8,0.9", show_default=True)
-@click.option("--minutes", callback=_names, default="0", show_default=True, help="Lengths of recovery; 0: one-shot.")
+@click.option("--models", callback=split_at_commas, default="", help="All of the corpus by default.")
+@click.option("--methods", callback=split_at_commas, default=f"auto,obd,magnitude,{TEXTBOOK}", show_default=True)
+@click.option("--sparsities", callback=split_at_commas, default="0.5,0.7,0.8,0.9", show_default=True)
+@click.option(
+    "--minutes", callback=split_at_commas, default="0", show_default=True, help="Lengths of recovery; 0: one-shot."
+)
 @click.option("--rounds", type=int, help="Of each run; the command's default if not given.")
 @click.option("--samples", type=int, help="To calibrate on; all 256 if not given.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file of rows to add to.")
@@ -207,18 +205,14 @@ def main(
     output: Path | None,
 ) -> None:
     models = models or [name for name in LOADERS if model_path(corpus, name).is_file()]
-    for name in models:
-        if name not in LOADERS:
-            raise click.UsageError(f"no data for {name}; there are {', '.join(LOADERS)}")
-    stored = json.loads(results.read_text("utf-8")) if results and results.exists() else []
-    found = [Row(**row) for row in stored]
+    check_known(models)
+    found = [Row(**row) for row in read_rows(results)]
     options = {name: value for name, value in (("rounds", rounds), ("samples", samples)) if value is not None}
     numbers = [*map(float, sparsities)], [*map(float, minutes)]
     for row in run_all(corpus, models, methods, *numbers, tuple(found), **options):
         click.echo(f"{row.model}: {row.name} {row.sparsity:g}: {100 * row.accuracy:.1f}", err=True)
         found.append(row)
-        if results:
-            write_atomically(results, json.dumps([asdict(each) for each in found], indent=1).encode())
+        write_rows(results, found)
     if output is None:
         click.echo(describe(found))
     else:

@@ -12,11 +12,10 @@ the models are kept, and --time-again measures only their speed anew (on a machi
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +23,7 @@ import click
 import numpy as np
 
 from benchmarks.corpus import LOADERS, Task, accuracy, load_task, model_path
-from onnx_obd.atomic import write_atomically
+from benchmarks.rows import check_known, read_rows, split_at_commas, write_rows
 from onnx_obd.errors import OnnxObdError
 from onnx_obd.graph.session import open_session
 from onnx_obd.pipeline import bench, prune
@@ -139,7 +138,7 @@ def describe(rows: Sequence[Row]) -> str:
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True))
-@click.option("--models", default=MODELS, show_default=True)
+@click.option("--models", callback=split_at_commas, default=MODELS, show_default=True)
 @click.option("--max-drop", default=0.01, show_default=True)
 @click.option("--speedup", type=float, help="Ask for this speed and no drop.")
 @click.option("--minutes", default=0.0, show_default=True, help="Of recovery.")
@@ -148,7 +147,7 @@ def describe(rows: Sequence[Row]) -> str:
 @click.option("--time-again", is_flag=True, help="Only time the kept models of the rows there are.")
 def main(
     corpus: Path,
-    models: str,
+    models: list[str],
     max_drop: float,
     speedup: float | None,
     minutes: float,
@@ -156,24 +155,16 @@ def main(
     keep: Path | None,
     time_again: bool,
 ) -> None:
-    names = models.split(",")
-    if unknown := [name for name in names if name not in LOADERS]:
-        raise click.UsageError(f"no data for {unknown[0]}; there are {', '.join(LOADERS)}")
-    stored = json.loads(results.read_text("utf-8")) if results and results.exists() else []
-    rows = [Row(**{**row, "speed": tuple(row["speed"])}) for row in stored]
-
-    def save() -> None:
-        if results:
-            write_atomically(results, json.dumps([asdict(each) for each in rows], indent=1).encode())
-
+    check_known(models)
+    rows = [Row(**{**row, "speed": tuple(row["speed"])}) for row in read_rows(results)]
     if time_again:
         for number, row in enumerate(rows):
-            if row.model in names:
+            if row.model in models:
                 rows[number] = timed_again(corpus, row, keep or Path())
-                save()
+                write_rows(results, rows)
     else:
         empty = Row("", max_drop, minutes, 0.0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0)
-        wanted = [replace(empty, model=name) for name in names]
+        wanted = [replace(empty, model=name) for name in models]
         if speedup:
             wanted = [replace(row, asked=speedup, max_drop=None) for row in wanted]
         with TemporaryDirectory() as temporary:
@@ -183,7 +174,7 @@ def main(
                 accuracies = f"{100 * row.before:.1f} -> {100 * row.after:.1f}"
                 click.echo(f"{row.model}: {accuracies}, {row.speed[0]:.2f}x", err=True)
                 rows.append(row)
-                save()
+                write_rows(results, rows)
     click.echo(describe(rows))
 
 

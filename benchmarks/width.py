@@ -17,10 +17,9 @@ With --results a run adds to the rows in that JSON file, does not repeat what is
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -29,13 +28,13 @@ import click
 import onnx
 
 from benchmarks.corpus import LOADERS, Task, accuracy, load_task
-from onnx_obd.atomic import write_atomically
+from benchmarks.rows import check_known, read_rows, split_at_commas, write_rows
 from onnx_obd.calibration.samples import Feed
 from onnx_obd.graph.load import load_model
 from onnx_obd.graph.session import open_session
 from onnx_obd.graph.weights import find_stored, find_weights
 from onnx_obd.options import Options
-from onnx_obd.removal.share import ROUNDS, ascending_in, going_to, without_share
+from onnx_obd.removal.share import Ascending, in_rounds, without_share
 from onnx_obd.removal.thinning import Thinned, Thinning
 from onnx_obd.run import prepare
 from onnx_obd.runtime.latency import measure_latency
@@ -108,14 +107,12 @@ def sizes_left(families: Mapping[int, Sequence[Unit]], before: Shapes, after: Sh
 
 def with_sizes(thinning: Thinning, sizes: Mapping[int, int]) -> Thinned:
     """So many units left of each family, the cheapest gone: in rounds, as a share of the units goes."""
-    state = thinning.whole
-    for number in range(1, ROUNDS + 1):
-        ascending = ascending_in(thinning, state, thinning.losses(state))
-        whole = {family: len(members) for family, members in thinning.families.items()}
-        step = {family: count - round((count - sizes[family]) * number / ROUNDS) for family, count in whole.items()}
-        going = going_to(ascending, step)
-        state = thinning.without(state, going) if going else state
-    return state
+    whole = {family: len(members) for family, members in thinning.families.items()}
+
+    def step(ascending: Ascending, losses: Mapping[int, float], part: float) -> Mapping[int, int]:
+        return {family: count - round((count - sizes[family]) * part) for family, count in whole.items()}
+
+    return in_rounds(thinning, step)
 
 
 class Ours:
@@ -214,30 +211,27 @@ def _variants() -> Variants:
 
 
 def _read(path: Path | None) -> list[Row]:
-    stored = json.loads(path.read_text("utf-8")) if path and path.exists() else []
-    results = [({name: Result(**each) for name, each in row["beside"].items()}, row) for row in stored]
+    results = [({name: Result(**each) for name, each in row["beside"].items()}, row) for row in read_rows(path)]
     return [Row(**{**row, "theirs": Result(**row["theirs"]), "beside": beside}) for beside, row in results]
 
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True))
-@click.option("--models", default=MODELS, show_default=True)
-@click.option("--sparsities", default="0.25,0.5", show_default=True, help="That onnxsim is asked for.")
-@click.option("--columns", default=",".join(COLUMNS), show_default=True)
+@click.option("--models", callback=split_at_commas, default=MODELS, show_default=True)
+@click.option(
+    "--sparsities", callback=split_at_commas, default="0.25,0.5", show_default=True, help="That onnxsim is asked for."
+)
+@click.option("--columns", callback=split_at_commas, default=",".join(COLUMNS), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file of rows to add to.")
-def main(corpus: Path, models: str, sparsities: str, columns: str, results: Path | None) -> None:
-    names, wanted = models.split(","), columns.split(",")
-    if unknown := [name for name in names if name not in LOADERS]:
-        raise click.UsageError(f"no data for {unknown[0]}; there are {', '.join(LOADERS)}")
-    if unknown := [name for name in wanted if name not in COLUMNS]:
-        raise click.UsageError(f"no column {unknown[0]}; there are {', '.join(COLUMNS)}")
-    variants, asked = _variants(), [float(each) for each in sparsities.split(",")]
+def main(corpus: Path, models: list[str], sparsities: list[str], columns: list[str], results: Path | None) -> None:
+    check_known(models)
+    check_known(columns, COLUMNS, "column")
+    variants, asked = _variants(), [*map(float, sparsities)]
     rows = {row.key: row for row in _read(results)}
-    for name in names:
-        for row in compared(load_task(corpus, name), variants, asked, wanted, rows):
+    for name in models:
+        for row in compared(load_task(corpus, name), variants, asked, columns, rows):
             rows[row.key] = row
-            if results:
-                write_atomically(results, json.dumps([asdict(each) for each in rows.values()], indent=1).encode())
+            write_rows(results, rows.values())
     click.echo(describe(list(rows.values())))
 
 

@@ -1,16 +1,16 @@
 """The comparison with onnxsim at equal width, as far as it goes without onnxsim."""
 
-import json
 import re
 import sys
 
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import width as module
-from benchmarks.width import Result, Row, describe, main, shapes, sizes_left, with_sizes
+from benchmarks.rows import write_rows
+from benchmarks.width import Result, Row, _read, describe, main, shapes, sizes_left, with_sizes
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_torch
+from onnx_obd.removal import share
 from onnx_obd.removal.thinning import Thinning
 from onnx_obd.surgery.shrink import shrink
 from onnx_obd.units.find import find_units
@@ -56,7 +56,7 @@ def test_axes_that_contradict_each_other():
 
 
 def test_ours_has_the_sizes_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROUNDS", 2)
+    monkeypatch.setattr(share, "ROUNDS", 2)
     thinning = Thinning(prepared(tmp_path, heard=1e-3))
     first, second = thinning.families
     state = with_sizes(thinning, {first: 37, second: 48})
@@ -79,8 +79,8 @@ def test_the_table():
 
 def test_rows_are_read_as_they_were_written(tmp_path):
     row = Row("mnist_fc_256x4", 0.25, "Wanda", 1024, 0.98, Result(256, 0.97, 1.4), {"choice": Result(256, 0.96, 1.3)})
-    (tmp_path / "rows.json").write_text(json.dumps([module.asdict(row)]))
-    assert module._read(tmp_path / "rows.json") == [row]
+    write_rows(tmp_path / "rows.json", [row])
+    assert _read(tmp_path / "rows.json") == [row]
 
 
 def test_without_onnxsim_it_says_how_to_get_it(tmp_path, monkeypatch):

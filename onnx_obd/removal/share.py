@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx_obd.plan.widths import Offer
@@ -38,14 +38,31 @@ def going_to(ascending: Ascending, sizes: Mapping[int, int]) -> list[int]:
 
 def without_share(thinning: Thinning, share: float) -> Thinned:
     """Without that share of all units, up to what kernels like: a ragged size can be slower than the whole."""
-    run, state, total = thinning.run, thinning.whole, len(thinning.units.units)
+    total = len(thinning.units.units)
+
+    def sizes(ascending: Ascending, losses: Mapping[int, float], part: float) -> Mapping[int, int]:
+        gone = total - sum(map(len, ascending.values()))
+        left = _cheapest(ascending, losses, round(share * total * part) - gone)
+        return _in_multiples(thinning, ascending, losses, left)
+
+    return in_rounds(thinning, sizes)
+
+
+def in_rounds(
+    thinning: Thinning, sizes: Callable[[Ascending, Mapping[int, float], float], Mapping[int, int]]
+) -> Thinned:
+    """The cheapest units removed in ``ROUNDS`` steps, the loss of each estimated anew in every one.
+
+    Args:
+        sizes: of the units that are left, their losses and the part of the way that is to be done: how many are to be
+            left of each family.
+    """
+    run, state = thinning.run, thinning.whole
     for number in range(1, ROUNDS + 1):
         with run.progress.stage(f"removing units: round {number} of {ROUNDS}") as report:
             losses = thinning.losses(state, report)
-            count = round(share * total * number / ROUNDS) - len(state.gone)
             ascending = ascending_in(thinning, state, losses)
-            sizes = _cheapest(ascending, losses, count)
-            going = going_to(ascending, _in_multiples(thinning, ascending, losses, sizes))
+            going = going_to(ascending, sizes(ascending, losses, number / ROUNDS))
             state = thinning.without(state, going, report) if going else state
         if run.options.retrain_epochs:
             state = thinning.trained(state, None, run.options.retrain_epochs)
