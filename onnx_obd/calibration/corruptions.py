@@ -6,8 +6,6 @@ of all samples after the other; the inputs have to be ``mixtures.blendable``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from onnx_obd.calibration.samples import Feed, Samples
@@ -26,7 +24,7 @@ def differences(samples: Samples, times: int, seed: int) -> Samples:
         j, k, t = drawn[number]
         return {n: a + (samples.feeds[j][n] - samples.feeds[k][n]) * a.dtype.type(t) for n, a in feed.items()}
 
-    return _corrupted(samples, times, moved, "differences")
+    return samples.changed(times, moved, "with differences")
 
 
 def noise(samples: Samples, times: int, seed: int) -> Samples:
@@ -38,12 +36,7 @@ def noise(samples: Samples, times: int, seed: int) -> Samples:
         t = generator.uniform(0, NOISE)
         return {n: (a + t * spread[n] * generator.standard_normal(a.shape)).astype(a.dtype) for n, a in feed.items()}
 
-    return _corrupted(samples, times, moved, "noise")
-
-
-def _corrupted(samples: Samples, times: int, moved: Callable[[int, Feed], Feed], what: str) -> Samples:
-    feeds = [moved(number, feed) for number, feed in enumerate(times * list(samples.feeds))]
-    return Samples.from_feeds(feeds, source=f"{samples.source}, with {what}", batchable=samples.batchable)
+    return samples.changed(times, moved, "with noise")
 
 
 def _deviation(samples: Samples, name: str) -> np.ndarray:

@@ -66,6 +66,13 @@ class Calibration:
         chosen = self.samples.subset(range(0, len(self.samples), step)[:limit])
         return Calibration(self.mirror, self.objective, chosen, 1)
 
+    def with_more(self, more: Samples, what: str) -> Calibration:
+        """These samples and others. Only while the mirror holds the original weights."""
+        own = self.samples
+        source = f"{own.source}, and {what}"
+        both = Samples.from_feeds((*own.feeds, *more.feeds), source=source, batchable=own.batchable)
+        return Calibration(self.mirror, self.objective, both, self.batch_size)
+
     def in_parts(self, size: int) -> Calibration:
         """The same samples and targets in batches of at most ``size`` (see ``Batch.parts``)."""
         other = copy.copy(self)

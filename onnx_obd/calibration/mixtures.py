@@ -41,8 +41,4 @@ def with_mixtures(calibration: Calibration, times: int, seed: int) -> Calibratio
     Of few samples the loss often hangs on one or two; their mixtures show what else may happen.
     """
     mixed = None if calibration.objective.supervised else mixtures(calibration.samples, times, seed)
-    if mixed is None:
-        return calibration
-    own = calibration.samples
-    both = Samples.from_feeds(own.feeds + mixed.feeds, source=f"{own.source}, and mixtures", batchable=own.batchable)
-    return Calibration(calibration.mirror, calibration.objective, both, calibration.batch_size)
+    return calibration if mixed is None else calibration.with_more(mixed, "mixtures")

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from onnx_obd.calibration.measure import Batch, Calibration
 from onnx_obd.calibration.objective import Objective
-from onnx_obd.calibration.samples import Samples
+from onnx_obd.calibration.samples import Feed, Samples
 
 CHANNELS = (1, 3)
 """Of a picture: others are taken for something else."""
@@ -197,18 +197,15 @@ class Pictures:
 
 def warps(calibration: Calibration, layouts: Sequence[Layout], times: int, seed: int) -> Samples:
     """Each of the samples ``times`` warped, one round of all after the other."""
-    own, names = calibration.samples, calibration.mirror.input_names
-    generator = torch.Generator().manual_seed(seed)
-    crooked = []
-    for feed in times * own.feeds:
+    names, generator = calibration.mirror.input_names, torch.Generator().manual_seed(seed)
+
+    def crooked(_: int, feed: Feed) -> Feed:
         inputs = warped([torch.from_numpy(feed[name]) for name in names], layouts, generator)
-        crooked.append({name: x.numpy() for name, x in zip(names, inputs, strict=True)})
-    return Samples.from_feeds(crooked, source=f"{own.source}, warped", batchable=own.batchable)
+        return {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+
+    return calibration.samples.changed(times, crooked, "warped")
 
 
 def with_warps(calibration: Calibration, layouts: Sequence[Layout], times: int, seed: int) -> Calibration:
     """The samples, and each ``times`` warped. Only while the mirror holds the original weights."""
-    own, crooked = calibration.samples, warps(calibration, layouts, times, seed)
-    source = f"{own.source}, and warped"
-    both = Samples.from_feeds((*own.feeds, *crooked.feeds), source=source, batchable=own.batchable)
-    return Calibration(calibration.mirror, calibration.objective, both, calibration.batch_size)
+    return calibration.with_more(warps(calibration, layouts, times, seed), "warped")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,11 @@ class Samples:
         return Samples.from_feeds(
             [self.feeds[i] for i in indices], labels, source=self.source, batchable=self.batchable
         )
+
+    def changed(self, times: int, change: Callable[[int, Feed], Feed], what: str) -> Samples:
+        """Every sample ``times`` changed, without labels: one round of all after the other, numbered through."""
+        feeds = [change(number, feed) for number, feed in enumerate(times * self.feeds)]
+        return Samples.from_feeds(feeds, source=f"{self.source}, {what}", batchable=self.batchable)
 
     def split(self, held_back: float, seed: int) -> tuple[Samples, Samples]:
         """Part the samples into (scoring, held back), the same way for the same seed.

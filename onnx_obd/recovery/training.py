@@ -125,6 +125,7 @@ class Training:
             the start looks better than it is. By default some of ``calibration`` are set aside.
         original: the weights of the teacher.
         teacher: the mirror they belong to, where it is not the one that is trained (units were removed from that).
+        composer: of the samples in ``calibration``, where one is at hand: what may be done to them is known to it.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Training:
         recipe: Recipe,
         teacher: Mirror | None = None,
         validation: Calibration | None = None,
+        composer: Composer | None = None,
     ):
         self.mirror, self.objective, self.recipe = calibration.mirror, calibration.objective, recipe
         self.original, self.teacher = original, teacher or calibration.mirror
@@ -145,7 +147,7 @@ class Training:
         weights = snapshot(self.mirror)
         self.doomed = {name: weights[name][gone] for name, gone in self.deleted.items()} if recipe.fade else {}
         self.nodes = _product_slots(calibration, self.teacher)
-        self.composer = Composer(self.train.batches, self.objective, self.teacher, original)
+        self.composer = composer or Composer(self.train.batches, self.objective, self.teacher, original)
         self.scale = {name: _scale(weights[name], keep.get(name)) for name in self.names}
         loss = self.validation.loss() if not recipe.fade else math.inf
         self.state = State(weights, loss, loss)

@@ -17,14 +17,14 @@ from torch import Tensor
 from onnx_obd.calibration.expected_drop import ExpectedDrop
 from onnx_obd.calibration.measure import Calibration, feeds
 from onnx_obd.calibration.mixtures import with_mixtures
-from onnx_obd.calibration.pictures import Pictures, with_warps
+from onnx_obd.calibration.pictures import with_warps
 from onnx_obd.calibration.quality import assess, head_values
 from onnx_obd.candidates import original_masks
 from onnx_obd.errors import ModelError
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.records import Quality
-from onnx_obd.recovery import LEARNING_RATES, Recipe, Training
+from onnx_obd.recovery import LEARNING_RATES, Composer, Recipe, Training
 from onnx_obd.run import Run, weights_of
 from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 from onnx_obd.surgery.compensate import compensate
@@ -104,6 +104,7 @@ class Thinning:
         self.subnormal = sum(count_subnormals(run.model.proto).values())
         self.learning_rate = run.options.learning_rate or LEARNING_RATE
         self.judging = with_mixtures(run.acceptance, MIXTURES, run.options.seed)
+        self.composer = Composer(run.fitting.batches, run.objective, run.mirror, run.original)
         self.expected_drop = ExpectedDrop(run.held_back, run.scoring, run.options.seed)
         self.whole = self._told(frozenset(), run.mirror, False)
 
@@ -168,6 +169,7 @@ class Thinning:
                 recipe,
                 teacher=run.mirror,
                 validation=self.judging.on(small),
+                composer=self.composer,
             )
             found = training.run(report)
         if found.best_loss > HELPED * found.start_loss:
@@ -245,7 +247,7 @@ class Thinning:
         try:
             if wanted < for_all:
                 return tuple(self._some(part, wanted / for_all) for part in parts)
-            pictures = Pictures.of(run.fitting)
+            pictures = self.composer.pictures
             if wanted < (1 + WARPS) * for_all or run.objective.supervised or not pictures.warp:
                 return parts
             return tuple(with_warps(part, pictures.layouts, WARPS, run.options.seed) for part in parts)
