@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from onnx_obd.calibration.class_prior import class_prior
 from onnx_obd.calibration.corruptions import differences, noise
 from onnx_obd.calibration.heads import Head, ProbabilityHead, SigmoidHead, SoftmaxHead
 from onnx_obd.calibration.measure import Calibration
@@ -19,9 +20,9 @@ from onnx_obd.calibration.samples import Samples
 from onnx_obd.calibration.temperature import bracket, spoken_for
 from onnx_obd.mirror.mirror import Mirror
 
-STANDARD_ERRORS = 1.0
-"""Of the bound above the estimate: the search passes what happens to look good among many states (the rule of one
-standard error, Breiman et al. 1984)."""
+STANDARD_ERRORS = 0.5
+"""Of the bound above the estimate: the search passes what happens to look good among many states. With twice as many
+(the rule of one standard error, Breiman et al. 1984) it holds hardly more often (docs/benchmarks.md)."""
 
 TIMES, SECONDS = 15, 2.0
 """Corruptions of every held-back sample at most, of each of two kinds; of large networks fewer, one at least, so that
@@ -33,75 +34,77 @@ MOST_ROWS = 64
 SURE, UNSURE = 1e-4, 1e4
 """Temperatures in units of the spread of the logits, between which the right one is looked for."""
 
-TILT, STEEPEST = 0.5, 50.0
-"""The part of the way that weights go towards samples as sure as the given ones, and the exponent tried at most."""
+STEEPEST = 50.0
+"""The exponent of the weights tried at most."""
 
 
 class ExpectedDrop:
     """What the top-1 accuracy of a classifier has fallen by at most, by ``costs_of_changes`` and ``bounded_mean``.
 
-    Of held-back samples, to which nothing was fitted, and of corruptions of these, for few samples see few changes of
-    class: warped pictures where the original sees the same in them, other inputs moved by differences, and both with
-    noise. Corrupted samples are harder than natural ones: the surer the original is of one, the more it counts
-    (``tilted``). Without corruptions (inputs that are no floats) all count the same, the temperature is 1 for logits,
-    and every change of class costs 1 for other outputs.
+    Of samples to which nothing was fitted, and of corruptions of these, for few samples see few changes of class:
+    warped pictures where the original sees the same in them, other inputs moved by differences, and both with noise.
+    Corrupted samples are harder than natural ones: the surer the original is of one, the more it counts (``tilted``).
+    Without corruptions (inputs that are no floats) all count the same, the temperature is 1 for logits, and every
+    change of class costs 1 for other outputs.
 
     Attributes:
         temperature: of the odds; None without classes.
+        prior: how often each class is the right one among all samples (``class_prior``).
 
     Args:
-        held_back: samples with the original's mirror, which holds the original weights.
-        others: further samples, from which nothing is taken but how sure the original is.
+        unseen: samples with the original's mirror, which holds the original weights.
+        others: further samples, from which nothing is taken but how sure the original is, and of what.
     """
 
-    def __init__(self, held_back: Calibration, others: Calibration, seed: int = 0):
-        self.head, self.temperature = held_back.objective.heads[0], None
+    def __init__(self, unseen: Calibration, others: Calibration, seed: int = 0):
+        self.head, self.temperature = unseen.objective.heads[0], None
         start = time.perf_counter()
-        unseen = head_values(held_back)
+        values = head_values(unseen)
         seconds = time.perf_counter() - start
         odds = isinstance(self.head, (SoftmaxHead, ProbabilityHead))
-        if not odds and (isinstance(self.head, SigmoidHead) or not tell_apart([batch[0] for batch in unseen])):
+        if not odds and (isinstance(self.head, SigmoidHead) or not tell_apart([batch[0] for batch in values])):
             return
-        self._parts, self._before = [held_back], self._rows(held_back, unseen)
+        self._parts, self._before = [unseen], self._rows(unseen, values)
         self.temperature = 1.0 if odds else SURE * float(self._before.std())
         self._weights = torch.ones(self._before.shape[:-1], dtype=self._before.dtype)
-        if blendable(held_back.samples):
-            self._corrupt(others, max(1, min(TIMES, int(SECONDS / 2 / seconds))), seed)
+        natural = self._before
+        if blendable(unseen.samples):
+            natural = self._corrupt(others, max(1, min(TIMES, int(SECONDS / 2 / seconds))), seed)
+        self.prior = class_prior(natural, self.temperature)
 
-    def of(self, mirror: Mirror, held_back: Sequence[Sequence[Tensor]]) -> float | None:
-        """The bound with the present weights of a mirror of other sizes, a fraction; None without classes.
-
-        Args:
-            held_back: the heads of the held-back samples on that mirror, batch by batch.
-        """
+    def of(self, mirror: Mirror) -> float | None:
+        """The bound with the present weights of a mirror of other sizes, a fraction; None without classes."""
         if self.temperature is None:
             return None
-        parts, corrupted = self._parts[0], (part.on(mirror) for part in self._parts[1:])
-        after = torch.cat([self._rows(parts, held_back), *(self._rows(part, head_values(part)) for part in corrupted)])
-        costs = (self._weights * costs_of_changes(self._before, after, self.temperature)).mean(-1)
-        return bounded_mean(costs.reshape(-1, parts.num_samples).mean(0))
+        after = torch.cat([self._rows(part, head_values(part.on(mirror))) for part in self._parts])
+        costs = costs_of_changes(self._before, after, self.temperature, self.prior)
+        return bounded_mean((self._weights * costs).mean(-1).reshape(-1, self._parts[0].num_samples).mean(0))
 
-    def _corrupt(self, others: Calibration, times: int, seed: int) -> None:
-        """More samples to see changes on, what they count, and the temperature."""
-        held_back, natural = self._parts[0], self._before
+    def _corrupt(self, others: Calibration, times: int, seed: int) -> Tensor:
+        """More samples to see changes on, what they count, and the temperature.
+
+        Returns the logits of all natural samples, as far as these are of the same shapes.
+        """
+        unseen, natural = self._parts[0], self._before
         every = Samples.from_feeds(
-            others.samples.feeds + held_back.samples.feeds, source="", batchable=held_back.samples.batchable
+            others.samples.feeds + unseen.samples.feeds, source="", batchable=unseen.samples.batchable
         )
         if blendable(every):
             natural = torch.cat([self._rows(others, head_values(others)), natural])
         else:
-            every = held_back.samples
+            every = unseen.samples
         rounds = max(1, times // 4)
         moved = self._made(differences(every, rounds, seed + 1))
         rows, classes = self._rows(moved, head_values(moved)), natural.argmax(-1).repeat(rounds, 1)
         self.temperature = consistent_temperature(rows.flatten(0, 1), classes.flatten())
-        pictures = Pictures.of(held_back)
-        own, warp = held_back.samples, pictures.warp
-        near = warps(held_back, pictures.layouts, times, seed) if warp else differences(own, times, seed)
+        pictures = Pictures.of(unseen)
+        own, warp = unseen.samples, pictures.warp
+        near = warps(unseen, pictures.layouts, times, seed) if warp else differences(own, times, seed)
         self._parts += [self._made(near), self._made(noise(own, times, seed))]
         self._before = torch.cat([self._before, *(self._rows(part, head_values(part)) for part in self._parts[1:])])
         sure, of_natural = ((z / self.temperature).softmax(-1).max(-1).values for z in (self._before, natural))
         self._weights = tilted(sure, min(float(of_natural.mean()), spoken_for(len(natural))))
+        return natural
 
     def _made(self, samples: Samples) -> Calibration:
         like = self._parts[0]
@@ -117,18 +120,20 @@ class ExpectedDrop:
         return torch.cat(found)
 
 
-def costs_of_changes(before: Tensor, after: Tensor, temperature: float) -> Tensor:
-    """What the accuracy is expected to lose where the class changes from a to b: p_a - p_b, p = softmax(before / T).
+def costs_of_changes(before: Tensor, after: Tensor, temperature: float, prior: Tensor) -> Tensor:
+    """What the accuracy is expected to lose where the class changes from a to b: p_a - p_b.
 
-    It is the fall of the probability to be right if the original's odds at T are; 0 where the class stays.
+    p_c is in proportion to exp(before_c / T) π_c. It is the fall of the probability to be right if these odds are; 0
+    where the class stays, below 0 where b is more frequent among the samples than the original knows.
 
     Args:
         before, after: logits, [..., classes].
         temperature: T, at which the original is as sure as it may be.
+        prior: π, the share of samples of each class, [classes].
     """
-    p = (before / temperature).softmax(-1)
-    changed = after.argmax(-1, keepdim=True)
-    return (p.max(-1, keepdim=True).values - p.gather(-1, changed))[..., 0]
+    p = (before / temperature + prior.log()).softmax(-1)
+    chosen, changed = (z.argmax(-1, keepdim=True) for z in (before, after))
+    return (p.gather(-1, chosen) - p.gather(-1, changed))[..., 0]
 
 
 def bounded_mean(values: Tensor) -> float:
@@ -138,13 +143,12 @@ def bounded_mean(values: Tensor) -> float:
 
 
 def tilted(sure: Tensor, wanted: float) -> Tensor:
-    """Weights of mean 1 in proportion to exp(``TILT`` b s); with exp(b s) the weighted mean of s would be ``wanted``.
+    """Weights of mean 1 in proportion to exp(b s) with which the mean of s is ``wanted``.
 
-    Of all weights with that mean exp(b s) differs least from none at all. Only part of the way, for a network may be
-    surer of the samples that ``wanted`` comes from than of others: it may have been trained on them.
+    Of all weights with that mean these differ least from none at all.
 
     Source: exponential tilting; Csiszar 1975, "I-divergence geometry of probability distributions and minimization
-    problems". That it stops on the way is ours.
+    problems".
 
     Args:
         sure: s, how sure the original is of each, in [0, 1], of any shape.
@@ -155,7 +159,7 @@ def tilted(sure: Tensor, wanted: float) -> Tensor:
         b = (low + high) / 2
         weights = (b * (sure - 1)).exp()
         low, high = (b, high) if float((weights * sure).sum() / weights.sum()) < wanted else (low, b)
-    weights = (TILT * b * (sure - 1)).exp()
+    weights = (b * (sure - 1)).exp()
     return weights / weights.mean()
 
 

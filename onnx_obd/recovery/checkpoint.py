@@ -57,7 +57,7 @@ def save_checkpoint(
     write_atomically(path, content)
 
 
-_NUMBERS = ("best_loss", "start_loss", "best_at", "learning_rate", "layerwise", "epoch", "seconds")
+_NUMBERS = ("best_loss", "start_loss", "learning_rate", "layerwise", "epoch", "seconds")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 

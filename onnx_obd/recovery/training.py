@@ -41,11 +41,9 @@ FEWEST_STEPS = 200
 FADED = 0.75
 """Share of the training after which weights that fade are zero."""
 
-PATIENCE = 0.4
-"""It ends when the best state is older than this share of the whole training, what comes before not counted."""
-
 HOPELESS = 0.2
-"""Or after this share of it, if the loss is ``FAR_WORSE`` than at the start and has never been better."""
+"""It ends after this share of it, if the loss is ``FAR_WORSE`` than at the start and has never been better. Otherwise
+it goes on, whatever the loss does: while the rate is high nothing is gained (docs/benchmarks.md)."""
 
 VALIDATING = 0.1
 """Share of the time for validation, where the time counts."""
@@ -99,15 +97,14 @@ class Recipe:
 class State:
     """Where a training stands; with the mirror's weights and Adam's moments, all that it takes to go on.
 
-    Losses are means over the validation samples; ``best`` are the weights of the lowest, ``best_at`` is how much of the
-    training was done then, ``highest_loss`` what it rose to on the way, ``layerwise`` how much of it matches nodes,
-    ``moments`` what Adam remembers of each weight.
+    Losses are means over the validation samples; ``best`` are the weights of the lowest, ``highest_loss`` is what it
+    rose to on the way, ``layerwise`` how much of the training matches nodes, ``moments`` what Adam remembers of each
+    weight.
     """
 
     best: dict[str, Tensor]
     best_loss: float
     start_loss: float
-    best_at: float = 0.0
     highest_loss: float = 0.0
     learning_rate: float = 0.0
     layerwise: float = LAYERWISE
@@ -163,7 +160,7 @@ class Training:
         progress: Callable[[int, int], None] | None = None,
         after_epoch: Callable[[State], None] | None = None,
     ) -> State:
-        """Train to the end of the recipe, or until it no longer helps; the mirror is left with the best state.
+        """Train to the end of the recipe, or until that is hopeless; the mirror is left with the best state.
 
         ``after_epoch`` is called when an epoch and its validation are done.
         """
@@ -175,16 +172,15 @@ class Training:
                 state.layerwise = 0.0
         optimizer = self._optimizer()
         done = self.recipe.progress(state.epoch, state.seconds)
-        warm = FADED if self.recipe.fade else state.layerwise
         loss, next_at = math.nan, 0.0
-        while done < 1 and done - max(state.best_at, warm) <= PATIENCE and not self._hopeless(done, loss):
-            matching = done < state.layerwise
+        while done < 1 and not self._hopeless(done, loss):
+            matching, early = done < state.layerwise, not self._late(done)
             done = self._epoch(optimizer, begin)
             state.epoch += 1
             state.seconds = time.perf_counter() - begin
             done = max(done, self.recipe.progress(state.epoch, state.seconds))
             matched = matching and done >= state.layerwise
-            if state.seconds >= next_at or matched or done >= 1:
+            if state.seconds >= next_at or matched or done >= 1 or (early and self._late(done)):
                 loss = self._validate(done)
                 now = time.perf_counter() - begin
                 next_at = now + (now - state.seconds) * (1 / VALIDATING - 1) if self.recipe.minutes is not None else 0.0
@@ -325,14 +321,16 @@ class Training:
             loss = math.inf
         self.state.highest_loss = max(self.state.highest_loss, loss)
         if loss < self.state.best_loss:
-            self.state.best, self.state.best_loss, self.state.best_at = snapshot(self.mirror), loss, done
+            self.state.best, self.state.best_loss = snapshot(self.mirror), loss
         return loss
 
     def _hopeless(self, done: float, loss: float) -> bool:
         """Is the rate so high that it will only get back to where it was, if at all?"""
         state = self.state
-        late = done > state.layerwise + HOPELESS
-        return late and state.best_loss >= state.start_loss and loss > FAR_WORSE * state.start_loss
+        return self._late(done) and state.best_loss >= state.start_loss and loss > FAR_WORSE * state.start_loss
+
+    def _late(self, done: float) -> bool:
+        return done > self.state.layerwise + HOPELESS
 
     def _optimizer(self) -> torch.optim.Adam:
         parameters = [self.mirror.weights[name] for name in self.names]

@@ -34,7 +34,7 @@ AIMED, OVERSHOT, NEARER = 1.02, 1.05, 3
 """Times the speed asked for: where the last step aims, for a little less is another step; and beyond what so many
 smaller ones are tried in its place."""
 
-NEAR = 1.5
+NEAR = 2.0
 """Times what is allowed: what is no further off may still get there by all the training that is left."""
 
 HOPELESS = 10.0
@@ -168,7 +168,8 @@ class Search:
             ceiling = min((point.speed for point in self._refused if point.speed >= floor), default=math.inf)
             above = sorted((p for p in above if floor <= p.speed < ceiling), key=lambda point: point.speed)
             likely = [point for point in above if leaves * self._excess(point.state) <= 1]
-            before = (likely[-1:] or above[:1] or [self._between(ceiling)])[0]
+            nearest = min(above, key=lambda point: self._excess(point.state), default=None)
+            before = likely[-1] if likely else nearest or self._between(ceiling)
             if before is None:
                 return why
             after = self._trained(before, self.minutes.part(TRAININGS))
@@ -189,7 +190,8 @@ class Search:
             if not going:
                 return None
             there = self._stepped(origin, going)
-            if LEAST_GAIN * self.chosen.speed <= there.speed < ceiling:
+            nearer = there.speed < ceiling or not self._objection(there.state)
+            if nearer and there.speed >= LEAST_GAIN * self.chosen.speed:
                 return there
         return None
 
@@ -219,8 +221,9 @@ class Search:
         return state
 
     def _last_chance(self) -> None:
-        """Of what was refused the nearest is trained by all that is left, and chosen if it passes then."""
-        faster = [point for point in self._refused if point.speed >= LEAST_GAIN * self.chosen.speed]
+        """Of what is faster the nearest to what is allowed is trained by all that is left, and chosen if it passes."""
+        floor = LEAST_GAIN * self.chosen.speed
+        faster = [point for point in (*self.frontier.refitted.values(), *self._refused) if point.speed >= floor]
         near = min(faster, key=lambda point: self._excess(point.state), default=None)
         if near is None or self._excess(near.state) > NEAR:
             return

@@ -57,7 +57,11 @@ MIXTURES = 4
 LEARNING_RATE, SLOWER, FASTER = 5e-3, 4.0, 2.0
 """Of the training, at first; so many times lower after one that did not help, higher after one in which the loss never
 rose above where it began, within ``LEARNING_RATES``. A trial of a few steps would take a low one: what was refitted
-stands at the bottom of a valley, and leaves it only for a better one."""
+stands at the bottom of a valley, and leaves it only for a better one. But where the first training has fewer than
+``FEWEST_STEPS``, trials are cheaper than one at a rate that is too high."""
+
+FEWEST_STEPS, STEP_RUNS = 200, 48
+"""A step is as long as so many runs of one sample without gradients: 16 samples there and back."""
 
 HELPED = 0.95
 """A training did not, after which the loss is above this share of what it was."""
@@ -103,9 +107,11 @@ class Thinning:
         self.families = self.units.families()
         self.subnormal = sum(count_subnormals(run.model.proto).values())
         self.learning_rate = run.options.learning_rate or LEARNING_RATE
+        self._rate_is_unknown = run.options.learning_rate is None
         self.judging = with_mixtures(run.acceptance, MIXTURES, run.options.seed)
         self.composer = Composer(run.fitting.batches, run.objective, run.mirror, run.original)
-        self.expected_drop = ExpectedDrop(run.held_back, run.scoring, run.options.seed)
+        unseen = run.held_back.with_more(run.acceptance.samples, "those that trainings are judged by")
+        self.expected_drop = ExpectedDrop(unseen, run.fitting, run.options.seed)
         self.whole = self._told(frozenset(), run.mirror, False)
 
     def left(self, gone: Gone) -> dict[int, list[Unit]]:
@@ -159,6 +165,8 @@ class Thinning:
         run = self.run
         restore(run.mirror, state.weights)
         small = self.mirror(state.gone)
+        if self._rate_is_unknown and minutes is not None:
+            trials |= 60 * minutes < FEWEST_STEPS * STEP_RUNS * self._seconds_of_a_sample
         rate = run.options.learning_rate if trials else self.learning_rate
         recipe = Recipe(epochs, minutes, rate, run.options.seed)
         with run.progress.stage("removing units: training") as report, run.timed("training"):
@@ -172,6 +180,7 @@ class Thinning:
                 composer=self.composer,
             )
             found = training.run(report)
+        self.learning_rate, self._rate_is_unknown = found.learning_rate, False
         if found.best_loss > HELPED * found.start_loss:
             self.learning_rate = max(self.learning_rate / SLOWER, min(LEARNING_RATES))
         elif found.highest_loss <= found.start_loss and run.options.learning_rate is None:
@@ -225,7 +234,7 @@ class Thinning:
         run = self.run
         values = head_values(run.held_back.on(mirror))
         quality = assess(run.held_back, values, run.original_values, method="units removed", sparsity=0.0)
-        return Thinned(gone, snapshot(run.mirror), quality, self.expected_drop.of(mirror, values), trained)
+        return Thinned(gone, snapshot(run.mirror), quality, self.expected_drop.of(mirror), trained)
 
     @cached_property
     def _seconds_of_a_sample(self) -> float:

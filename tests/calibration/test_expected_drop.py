@@ -9,6 +9,7 @@ import torch
 from onnx import helper
 
 from onnx_obd.calibration import expected_drop as module
+from onnx_obd.calibration.class_prior import class_prior
 from onnx_obd.calibration.expected_drop import (
     ExpectedDrop,
     bounded_mean,
@@ -23,6 +24,8 @@ from onnx_obd.calibration.samples import Samples
 from onnx_obd.mirror.mirror import Mirror
 from tests.curvature.networks import calibration, mlp, model
 
+EQUAL = [0.25] * 4
+
 
 def logits(count, spread=2.0, seed=0):
     return spread * torch.randn(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -30,29 +33,45 @@ def logits(count, spread=2.0, seed=0):
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_it_is_the_drop_that_labels_drawn_from_the_original_show(noise, temperature):
+@pytest.mark.parametrize("shares", [EQUAL, [0.7, 0.1, 0.1, 0.1]])
+def test_it_is_the_drop_that_labels_drawn_from_the_odds_show(noise, temperature, shares):
     before = logits(4000)
     after = before + noise * logits(4000, 1.0, seed=1)
-    p = (before / temperature).softmax(-1)
+    prior = torch.tensor(shares, dtype=torch.float64)
+    p = (before / temperature + prior.log()).softmax(-1)
     labels = torch.multinomial(p, 50, replacement=True, generator=torch.Generator().manual_seed(3))
     right = [float((z.argmax(-1, keepdim=True) == labels).double().mean()) for z in (before, after)]
-    costs = costs_of_changes(before, after, temperature)
+    costs = costs_of_changes(before, after, temperature, prior)
     assert float(costs.mean()) == pytest.approx(right[0] - right[1], abs=0.005)
-    assert (costs[before.argmax(-1) == after.argmax(-1)] == 0).all() and (costs >= 0).all()
+    assert (costs[before.argmax(-1) == after.argmax(-1)] == 0).all() and (costs >= 0).all() == (shares == EQUAL)
 
 
 def test_one_change_by_hand():
     before, after = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]]), torch.tensor([[3.0, 4.0, 0.0], [0.0, 2.0, 1.0]])
     total = math.exp(3 / 1.5) + math.exp(1 / 1.5) + 1
     expected = (math.exp(3 / 1.5) - math.exp(1 / 1.5)) / total
-    assert costs_of_changes(before, after, 1.5).tolist() == pytest.approx([expected, 0.0])
+    assert costs_of_changes(before, after, 1.5, torch.ones(3)).tolist() == pytest.approx([expected, 0.0])
+
+    gain = math.exp(3 / 1.5) * 0.1 - math.exp(1 / 1.5) * 0.8
+    total = math.exp(3 / 1.5) * 0.1 + math.exp(1 / 1.5) * 0.8 + 0.1
+    found = costs_of_changes(before, after, 1.5, torch.tensor([0.1, 0.8, 0.1]))
+    assert found.tolist() == pytest.approx([gain / total, 0.0]) and gain < 0
+
+
+def test_it_goes_by_the_shares_of_classes_among_all_samples():
+    _, samples = network()
+    half = [samples.samples.subset(range(start, 40, 2)) for start in (0, 1)]
+    parts = [Calibration(samples.mirror, samples.objective, part, 8) for part in half]
+    drop = ExpectedDrop(*parts)
+    rows = torch.cat([drop._rows(part, head_values(part)) for part in reversed(parts)])
+    assert drop.prior.tolist() == pytest.approx(class_prior(rows, drop.temperature).tolist())
 
 
 def test_so_many_bounds_hold_as_normally_distributed_values_would():
     generator = torch.Generator().manual_seed(0)
     draws = (torch.rand((2000, 64), generator=generator, dtype=torch.float64) < 0.3).double()
     held = sum(bounded_mean(row) >= 0.3 for row in draws) / len(draws)
-    assert 0.80 < held < 0.88
+    assert 0.65 < held < 0.74
     assert bounded_mean(torch.zeros(5)) == 0 and bounded_mean(torch.tensor([0.2])) == pytest.approx(0.2)
 
 
@@ -66,27 +85,25 @@ def test_the_temperature_is_the_likeliest():
     assert consistent_temperature(7 * rows, classes) == pytest.approx(7 * found, rel=2e-3)
 
 
-def test_the_weights_go_part_of_the_way_to_the_sureness_wanted(monkeypatch):
+@pytest.mark.parametrize("wanted", [0.85, 0.7, 0.5])
+def test_the_weights_lead_to_the_sureness_wanted(wanted):
     sure = torch.tensor([0.4, 0.5, 0.9, 1.0], dtype=torch.float64)
-    own, way = float(sure.mean()), []
-    for part in (0.0, 0.5, 1.0):
-        monkeypatch.setattr(module, "TILT", part)
-        weights = tilted(sure, 0.85)
-        assert float(weights.mean()) == pytest.approx(1)
-        logs = weights.log()
-        assert float((logs[3] - logs[2]) / (logs[1] - logs[0])) == pytest.approx(1, abs=1e-3) or part == 0
-        way.append(float((weights * sure).mean()))
-    assert way[0] == pytest.approx(own) and own < way[1] < way[2] == pytest.approx(0.85, abs=1e-3)
-    assert float((tilted(sure, 0.5) * sure).mean()) == pytest.approx(0.5, abs=1e-3)  # less sure, too
+    weights = tilted(sure, wanted)
+    assert float(weights.mean()) == pytest.approx(1)
+    assert float((weights * sure).mean()) == pytest.approx(wanted, abs=1e-3)
+    slopes = weights.log().diff() / sure.diff()
+    assert slopes.tolist() == pytest.approx([float(slopes[0])] * 3, abs=1e-6)  # exp(b s)
+
+
+def test_where_all_are_as_sure_all_count_the_same():
     assert tilted(torch.ones(5), 0.9).tolist() == [1.0] * 5
 
 
-def test_tilted_corruptions_show_the_drop_of_surer_samples(monkeypatch):
+def test_tilted_corruptions_show_the_drop_of_surer_samples():
     """Samples from a density that is an exponential tilt of another's: the weights take the mean from one to the other.
 
     Margins m in [0, 6], sureness s = 1 / (1 + exp(-m)), natural density in proportion to exp(3 s), corrupted uniform.
     """
-    monkeypatch.setattr(module, "TILT", 1.0)
     margins = torch.linspace(0, 6, 4001, dtype=torch.float64)
     sure = margins.sigmoid()
     natural = (3 * sure).exp() / (3 * sure).exp().sum()
@@ -109,17 +126,13 @@ def moved(mirror, amount):
     return other
 
 
-def drop_on(drop, samples, mirror):
-    return drop.of(mirror, head_values(samples.on(mirror)))
-
-
 @pytest.mark.parametrize("kind", ["kl", "squared"])
 def test_nothing_moved_nothing_dropped_and_more_is_more(kind):
     """Outputs that are no logits have a temperature too."""
     mirror, samples = network(kind)
     drop = ExpectedDrop(samples, samples)
-    assert drop_on(drop, samples, mirror) == 0
-    found = [drop_on(drop, samples, moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
+    assert drop.of(mirror) == 0
+    found = [drop.of(moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
     assert 0 < found[0] < found[1] < found[2] <= 1
 
 
@@ -130,13 +143,13 @@ def test_the_scale_of_the_outputs_does_not_matter():
         with torch.no_grad():
             for name in ("w1", "b1"):
                 mirror.weights[name] *= scale
-        found.append(drop_on(ExpectedDrop(samples, samples), samples, moved(mirror, 0.3 * scale)))
+        found.append(ExpectedDrop(samples, samples).of(moved(mirror, 0.3 * scale)))
     assert found[0] == pytest.approx(found[1], rel=1e-2) and found[0] > 0
 
 
 def test_what_chooses_no_class_has_no_drop():
     mirror, samples = network("squared", sizes=(6, 16, 2))
-    assert drop_on(ExpectedDrop(samples, samples), samples, mirror) is None
+    assert ExpectedDrop(samples, samples).of(mirror) is None
 
 
 def test_slow_networks_get_fewer_corruptions(monkeypatch):
