@@ -9,7 +9,7 @@ import torch
 from onnx_obd.errors import DataError, UsageError
 from onnx_obd.recovery import Recipe, Training, load_checkpoint, save_checkpoint
 from onnx_obd.recovery.composed import Composer
-from onnx_obd.recovery.training import FAR_WORSE, LEARNING_RATES
+from onnx_obd.recovery.training import FAR_WORSE, HOPELESS, LAYERWISE, LEARNING_RATES
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from tests.curvature.networks import calibration, mlp
 
@@ -47,6 +47,17 @@ def test_a_training_that_only_harms_changes_nothing(pruned):
     state = Training(found, original, keep, Recipe(epochs=4, learning_rate=1e4)).run()
     assert state.best_loss == state.start_loss
     assert all(torch.equal(found.mirror.weights[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("times, to_the_end", [(0.9 * FAR_WORSE, True), (1.1 * FAR_WORSE, False)])
+def test_it_goes_on_while_the_rate_is_high_unless_that_is_hopeless(pruned, monkeypatch, times, to_the_end):
+    training = Training(*pruned, Recipe(epochs=40, learning_rate=1e-3))
+    high = times * training.state.start_loss
+    monkeypatch.setattr(training.validation, "loss", lambda: high)
+    state = training.run()
+    assert (state.epoch == 40) == to_the_end and state.best_loss < state.highest_loss == high
+    if not to_the_end:
+        assert state.epoch <= 1 + 40 * (LAYERWISE + HOPELESS)
 
 
 def test_the_validation_samples_are_not_trained_on(pruned):

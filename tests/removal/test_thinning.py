@@ -13,6 +13,7 @@ from onnx_obd.graph.load import load_model
 from onnx_obd.graph.session import open_session
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.options import Options
+from onnx_obd.recovery import LEARNING_RATES, Recipe
 from onnx_obd.removal import thinning as module
 from onnx_obd.removal.thinning import WARPS, Thinning
 from onnx_obd.run import prepare
@@ -110,6 +111,23 @@ def test_a_rate_that_does_not_help_is_lowered(tmp_path):
         rates.append(thinning.learning_rate)
     assert rates[0] == 30 and rates[1] == 30 / module.SLOWER
     assert min(module.LEARNING_RATES) <= rates[-1] == rates[-2] < 1  # where it helps it stays
+
+
+@pytest.mark.parametrize("seconds_of_a_sample, tried", [(1e-6, False), (1.0, True)])
+def test_where_a_training_has_few_steps_the_rate_is_tried_out(tmp_path, monkeypatch, seconds_of_a_sample, tried):
+    thinning, rates = Thinning(prepared(tmp_path, repair=False)), []
+    thinning.__dict__["_seconds_of_a_sample"] = seconds_of_a_sample
+    state = thinning.without(thinning.whole, [unit.id for unit in thinning.units.units][::4])
+
+    def recipe(epochs, minutes, learning_rate, seed):
+        rates.append(learning_rate)
+        return Recipe(epochs, minutes, learning_rate, seed)
+
+    monkeypatch.setattr(module, "Recipe", recipe)
+    for _ in range(2):
+        thinning.trained(state, 0.01)
+    assert rates[0] == (None if tried else module.LEARNING_RATE) and rates[1] is not None
+    assert min(LEARNING_RATES) <= rates[1] <= max(LEARNING_RATES)
 
 
 def test_a_rate_that_only_helps_is_raised(tmp_path):
