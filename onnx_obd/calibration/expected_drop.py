@@ -20,9 +20,9 @@ from onnx_obd.calibration.samples import Samples
 from onnx_obd.calibration.temperature import bracket, spoken_for
 from onnx_obd.mirror.mirror import Mirror
 
-STANDARD_ERRORS = 0.5
-"""Of the bound above the estimate: the search passes what happens to look good among many states. With twice as many
-(the rule of one standard error, Breiman et al. 1984) it holds hardly more often (docs/benchmarks.md)."""
+STANDARD_ERRORS = 1.0
+"""Of the bound above the estimate: the search passes what happens to look good among many states (the rule of one
+standard error, Breiman et al. 1984)."""
 
 TIMES, SECONDS = 15, 2.0
 """Corruptions of every held-back sample at most, of each of two kinds; of large networks fewer, one at least, so that
@@ -34,8 +34,8 @@ MOST_ROWS = 64
 SURE, UNSURE = 1e-4, 1e4
 """Temperatures in units of the spread of the logits, between which the right one is looked for."""
 
-STEEPEST = 50.0
-"""The exponent of the weights tried at most."""
+TILT, STEEPEST = 0.5, 50.0
+"""The part of the way that weights go towards samples as sure as the given ones, and the exponent tried at most."""
 
 
 class ExpectedDrop:
@@ -143,12 +143,13 @@ def bounded_mean(values: Tensor) -> float:
 
 
 def tilted(sure: Tensor, wanted: float) -> Tensor:
-    """Weights of mean 1 in proportion to exp(b s) with which the mean of s is ``wanted``.
+    """Weights of mean 1 in proportion to exp(``TILT`` b s); with exp(b s) the weighted mean of s would be ``wanted``.
 
-    Of all weights with that mean these differ least from none at all.
+    Of all weights with that mean exp(b s) differs least from none at all. Only part of the way, for a network may be
+    surer of the samples that ``wanted`` comes from than of others: it may have been trained on them.
 
     Source: exponential tilting; Csiszar 1975, "I-divergence geometry of probability distributions and minimization
-    problems".
+    problems". That it stops on the way is ours.
 
     Args:
         sure: s, how sure the original is of each, in [0, 1], of any shape.
@@ -159,7 +160,7 @@ def tilted(sure: Tensor, wanted: float) -> Tensor:
         b = (low + high) / 2
         weights = (b * (sure - 1)).exp()
         low, high = (b, high) if float((weights * sure).sum() / weights.sum()) < wanted else (low, b)
-    weights = (b * (sure - 1)).exp()
+    weights = (TILT * b * (sure - 1)).exp()
     return weights / weights.mean()
 
 

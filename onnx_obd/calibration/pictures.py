@@ -57,11 +57,13 @@ class Layout:
 
 
 def find_layout(x: Tensor) -> Layout | None:
-    """The pictures that samples [N, ...] are; None if they are none.
+    """The pictures that samples [N, ...] of floats are; None if they are none.
 
     Of four axes one or three channels come before or after height and width. An input of one axis is a square picture
     if neighbours are alike in both directions, which features of a table are not.
     """
+    if not x.is_floating_point():
+        return None
     if x.dim() == 4:
         return Layout(FIRST) if x.shape[1] in CHANNELS else Layout(LAST) if x.shape[3] in CHANNELS else None
     if x.dim() < 2 or x[0].numel() != max(x.shape[1:]):

@@ -55,6 +55,12 @@ def test_what_is_no_picture_is_not_found():
     assert find_layout(waves) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_what_cannot_be_warped_is_no_picture(dtype):
+    planes = (255 * blobs()).to(dtype)
+    assert find_layout(planes) is None and find_layout(planes.flatten(1)) is None
+
+
 def test_roughness_is_one_of_unrelated_neighbours():
     noise = torch.randn(50, 1, 20, 20, generator=torch.Generator().manual_seed(0))
     assert roughness(noise) == pytest.approx(1.0, abs=0.03)
