@@ -72,13 +72,18 @@ class ExpectedDrop:
             natural = self._corrupt(others, max(1, min(TIMES, int(SECONDS / 2 / seconds))), seed)
         self.prior = class_prior(natural, self.temperature)
 
-    def of(self, mirror: Mirror) -> float | None:
-        """The bound with the present weights of a mirror of other sizes, a fraction; None without classes."""
+    def of(self, mirror: Mirror, unseen: Sequence[Sequence[Tensor]]) -> float | None:
+        """The bound with the present weights of a mirror of other sizes, a fraction; None without classes.
+
+        Args:
+            unseen: the heads of the unseen samples on that mirror, batch by batch.
+        """
         if self.temperature is None:
             return None
-        after = torch.cat([self._rows(part, head_values(part.on(mirror))) for part in self._parts])
+        own, corrupted = self._parts[0], (part.on(mirror) for part in self._parts[1:])
+        after = torch.cat([self._rows(own, unseen), *(self._rows(part, head_values(part)) for part in corrupted)])
         costs = costs_of_changes(self._before, after, self.temperature, self.prior)
-        return bounded_mean((self._weights * costs).mean(-1).reshape(-1, self._parts[0].num_samples).mean(0))
+        return bounded_mean((self._weights * costs).mean(-1).reshape(-1, own.num_samples).mean(0))
 
     def _corrupt(self, others: Calibration, times: int, seed: int) -> Tensor:
         """More samples to see changes on, what they count, and the temperature.

@@ -68,10 +68,15 @@ class Calibration:
 
     def with_more(self, more: Samples, what: str) -> Calibration:
         """These samples and others. Only while the mirror holds the original weights."""
-        own = self.samples
-        source = f"{own.source}, and {what}"
-        both = Samples.from_feeds((*own.feeds, *more.feeds), source=source, batchable=own.batchable)
-        return Calibration(self.mirror, self.objective, both, self.batch_size)
+        return self.joined(Calibration(self.mirror, self.objective, more, self.batch_size), what)
+
+    def joined(self, other: Calibration, what: str) -> Calibration:
+        """These batches with their targets, and then those of another calibration of the same mirror."""
+        both, own = copy.copy(self), self.samples
+        feeds, source = (*own.feeds, *other.samples.feeds), f"{own.source}, and {what}"
+        both.samples = Samples.from_feeds(feeds, source=source, batchable=own.batchable)
+        both.batches, both.num_samples = [*self.batches, *other.batches], self.num_samples + other.num_samples
+        return both
 
     def in_parts(self, size: int) -> Calibration:
         """The same samples and targets in batches of at most ``size`` (see ``Batch.parts``)."""

@@ -110,8 +110,8 @@ class Thinning:
         self._rate_is_unknown = run.options.learning_rate is None
         self.judging = with_mixtures(run.acceptance, MIXTURES, run.options.seed)
         self.composer = Composer(run.fitting.batches, run.objective, run.mirror, run.original)
-        unseen = run.held_back.with_more(run.acceptance.samples, "those that trainings are judged by")
-        self.expected_drop = ExpectedDrop(unseen, run.fitting, run.options.seed)
+        self.unseen = run.held_back.joined(run.acceptance, "those that trainings are judged by")
+        self.expected_drop = ExpectedDrop(self.unseen, run.fitting, run.options.seed)
         self.whole = self._told(frozenset(), run.mirror, False)
 
     def left(self, gone: Gone) -> dict[int, list[Unit]]:
@@ -232,9 +232,10 @@ class Thinning:
     def _told(self, gone: Gone, mirror: Mirror, trained: bool) -> Thinned:
         """The state that the mirror at full size is in, judged by the smaller one's held-back outputs."""
         run = self.run
-        values = head_values(run.held_back.on(mirror))
-        quality = assess(run.held_back, values, run.original_values, method="units removed", sparsity=0.0)
-        return Thinned(gone, snapshot(run.mirror), quality, self.expected_drop.of(mirror), trained)
+        values = head_values(self.unseen.on(mirror))
+        held_back = values[: len(run.held_back.batches)]
+        quality = assess(run.held_back, held_back, run.original_values, method="units removed", sparsity=0.0)
+        return Thinned(gone, snapshot(run.mirror), quality, self.expected_drop.of(mirror, values), trained)
 
     @cached_property
     def _seconds_of_a_sample(self) -> float:

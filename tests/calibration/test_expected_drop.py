@@ -133,13 +133,17 @@ def moved(mirror, amount):
     return other
 
 
+def drop_on(drop, samples, mirror):
+    return drop.of(mirror, head_values(samples.on(mirror)))
+
+
 @pytest.mark.parametrize("kind", ["kl", "squared"])
 def test_nothing_moved_nothing_dropped_and_more_is_more(kind):
     """Outputs that are no logits have a temperature too."""
     mirror, samples = network(kind)
     drop = ExpectedDrop(samples, samples)
-    assert drop.of(mirror) == 0
-    found = [drop.of(moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
+    assert drop_on(drop, samples, mirror) == 0
+    found = [drop_on(drop, samples, moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
     assert 0 < found[0] < found[1] < found[2] <= 1
 
 
@@ -150,13 +154,13 @@ def test_the_scale_of_the_outputs_does_not_matter():
         with torch.no_grad():
             for name in ("w1", "b1"):
                 mirror.weights[name] *= scale
-        found.append(ExpectedDrop(samples, samples).of(moved(mirror, 0.3 * scale)))
+        found.append(drop_on(ExpectedDrop(samples, samples), samples, moved(mirror, 0.3 * scale)))
     assert found[0] == pytest.approx(found[1], rel=1e-2) and found[0] > 0
 
 
 def test_what_chooses_no_class_has_no_drop():
     mirror, samples = network("squared", sizes=(6, 16, 2))
-    assert ExpectedDrop(samples, samples).of(mirror) is None
+    assert drop_on(ExpectedDrop(samples, samples), samples, mirror) is None
 
 
 def test_slow_networks_get_fewer_corruptions(monkeypatch):
