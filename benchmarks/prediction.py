@@ -21,6 +21,7 @@ import click
 import torch
 
 from benchmarks.corpus import LOADERS, load_task
+from benchmarks.rows import split_at_commas
 from onnx_obd.candidates import prune_by
 from onnx_obd.curvature.prediction import predict_jointly
 from onnx_obd.graph.load import load_model
@@ -68,16 +69,21 @@ def row(name: str, run: Run, sparsity: float, rounds: int) -> list[str]:
 
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--models", default=",".join(name for name in LOADERS if name not in LARGE), show_default=True)
+@click.option(
+    "--models",
+    callback=split_at_commas,
+    default=",".join(name for name in LOADERS if name not in LARGE),
+    show_default=True,
+)
 @click.option("--sparsity", default=0.3, show_default=True)
 @click.option("--rounds", default=6, show_default=True)
 @click.option("--all-probes", is_flag=True)
-def main(corpus: Path, models: str, sparsity: float, rounds: int, all_probes: bool) -> None:
+def main(corpus: Path, models: list[str], sparsity: float, rounds: int, all_probes: bool) -> None:
     torch.set_num_threads(1)
     titles = ["network", "measured", "½ Σ h w²: scoring", "held back", "cross terms, from the original"]
     titles += ["cross terms, round by round: scoring", "held back", "worst round"]
     click.echo(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
-    for name in models.split(","):
+    for name in models:
         task = load_task(corpus, name)
         probes = len(task.calibration) if all_probes else 16
         temperature = None if name in SATURATED else 1.0

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.corpus import Task, load_task
+from benchmarks.rows import split_at_commas
 from onnx_obd.candidates import prune_by, repair
 from onnx_obd.graph.load import load_model
 from onnx_obd.options import Options
@@ -50,14 +51,10 @@ def rows(corpus: Path, model: str, rounds: Sequence[int], sparsity: float) -> It
         yield f"| {model} | {count} | {' | '.join(cells)} | {seconds:.1f} |"
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
-    return [name for name in value.split(",") if name]
-
-
 @click.command()
 @click.argument("corpus", type=click.Path(path_type=Path, exists=True))
-@click.option("--models", callback=_names, default=",".join(MODELS), show_default=True)
-@click.option("--rounds", callback=_names, default="1,3,6,12,24", show_default=True)
+@click.option("--models", callback=split_at_commas, default=",".join(MODELS), show_default=True)
+@click.option("--rounds", callback=split_at_commas, default="1,3,6,12,24", show_default=True)
 @click.option("--sparsity", type=float, default=0.8, show_default=True)
 def main(corpus: Path, models: list[str], rounds: list[str], sparsity: float) -> None:
     click.echo("| model | rounds | no repair | repair at the end | repair on the way | seconds |\n|" + "---|" * 6)

@@ -3,10 +3,11 @@
 from onnx_obd.recovery.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from onnx_obd.recovery.composed import Composer
 from onnx_obd.recovery.trainable import trainable_weights
-from onnx_obd.recovery.training import LEARNING_RATES, Recipe, State, Training
+from onnx_obd.recovery.training import LEARNING_RATES, MINIBATCH, Recipe, State, Training
 
 __all__ = [
     "LEARNING_RATES",
+    "MINIBATCH",
     "Checkpoint",
     "Composer",
     "Recipe",

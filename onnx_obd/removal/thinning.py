@@ -24,7 +24,7 @@ from onnx_obd.errors import ModelError
 from onnx_obd.graph.weights import write_weights
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.records import Quality
-from onnx_obd.recovery import LEARNING_RATES, Composer, Recipe, Training
+from onnx_obd.recovery import LEARNING_RATES, MINIBATCH, Composer, Recipe, Training
 from onnx_obd.run import Run, weights_of
 from onnx_obd.runtime.subnormals import count_subnormals, flush_subnormals
 from onnx_obd.surgery.compensate import compensate
@@ -57,11 +57,11 @@ MIXTURES = 4
 LEARNING_RATE, SLOWER, FASTER = 5e-3, 4.0, 2.0
 """Of the training, at first; so many times lower after one that did not help, higher after one in which the loss never
 rose above where it began, within ``LEARNING_RATES``. A trial of a few steps would take a low one: what was refitted
-stands at the bottom of a valley, and leaves it only for a better one. But where the first training has fewer than
-``FEWEST_STEPS``, trials are cheaper than one at a rate that is too high."""
+stands at the bottom of a valley, and leaves it only for a better one. But where the first training has fewer steps
+than ``TRIED_BELOW``, trials are cheaper than one at a rate that is too high."""
 
-FEWEST_STEPS, STEP_RUNS = 200, 48
-"""A step is as long as so many runs of one sample without gradients: 16 samples there and back."""
+TRIED_BELOW, STEP_RUNS = 200, 3 * MINIBATCH
+"""A step is as long as so many runs of one sample without gradients: a batch there and back."""
 
 HELPED = 0.95
 """A training did not, after which the loss is above this share of what it was."""
@@ -166,7 +166,7 @@ class Thinning:
         restore(run.mirror, state.weights)
         small = self.mirror(state.gone)
         if self._rate_is_unknown and minutes is not None:
-            trials |= 60 * minutes < FEWEST_STEPS * STEP_RUNS * self._seconds_of_a_sample
+            trials |= 60 * minutes < TRIED_BELOW * STEP_RUNS * self._seconds_of_a_sample
         rate = run.options.learning_rate if trials else self.learning_rate
         recipe = Recipe(epochs, minutes, rate, run.options.seed)
         with run.progress.stage("removing units: training") as report, run.timed("training"):
