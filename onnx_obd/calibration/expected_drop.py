@@ -54,9 +54,10 @@ class ExpectedDrop:
     Args:
         unseen: samples with the original's mirror, which holds the original weights.
         others: further samples, from which nothing is taken but how sure the original is, and of what.
+        pictures: whether samples may be warped.
     """
 
-    def __init__(self, unseen: Calibration, others: Calibration, seed: int = 0):
+    def __init__(self, unseen: Calibration, others: Calibration, pictures: Pictures, seed: int = 0):
         self.head, self.temperature = unseen.objective.heads[0], None
         start = time.perf_counter()
         values = head_values(unseen)
@@ -69,7 +70,7 @@ class ExpectedDrop:
         self._weights = torch.ones(self._before.shape[:-1], dtype=self._before.dtype)
         natural = self._before
         if blendable(unseen.samples):
-            natural = self._corrupt(others, max(1, min(TIMES, int(SECONDS / 2 / seconds))), seed)
+            natural = self._corrupt(others, pictures, max(1, min(TIMES, int(SECONDS / 2 / seconds))), seed)
         self.prior = class_prior(natural, self.temperature)
 
     def of(self, mirror: Mirror, unseen: Sequence[Sequence[Tensor]]) -> float | None:
@@ -85,7 +86,7 @@ class ExpectedDrop:
         costs = costs_of_changes(self._before, after, self.temperature, self.prior)
         return bounded_mean((self._weights * costs).mean(-1).reshape(-1, own.num_samples).mean(0))
 
-    def _corrupt(self, others: Calibration, times: int, seed: int) -> Tensor:
+    def _corrupt(self, others: Calibration, pictures: Pictures, times: int, seed: int) -> Tensor:
         """More samples to see changes on, what they count, and the temperature.
 
         Returns the logits of all natural samples, as far as these are of the same shapes.
@@ -102,9 +103,8 @@ class ExpectedDrop:
         moved = self._made(differences(every, rounds, seed + 1))
         rows, classes = self._rows(moved, head_values(moved)), natural.argmax(-1).repeat(rounds, 1)
         self.temperature = consistent_temperature(rows.flatten(0, 1), classes.flatten())
-        pictures = Pictures.of(unseen)
-        own, warp = unseen.samples, pictures.warp
-        near = warps(unseen, pictures.layouts, times, seed) if warp else differences(own, times, seed)
+        own, layouts = unseen.samples, pictures.layouts
+        near = warps(unseen, layouts, times, seed) if pictures.warp else differences(own, times, seed)
         self._parts += [self._made(near), self._made(noise(own, times, seed))]
         self._before = torch.cat([self._before, *(self._rows(part, head_values(part)) for part in self._parts[1:])])
         sure, of_natural = ((z / self.temperature).softmax(-1).max(-1).values for z in (self._before, natural))

@@ -153,16 +153,6 @@ class Pictures:
     objective: Objective
     outputs: Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
-    @classmethod
-    def of(cls, calibration: Calibration) -> Pictures:
-        """By the calibration's mirror, while that holds the original weights."""
-
-        @torch.no_grad()
-        def outputs(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-            return calibration.mirror.evaluate(inputs, outputs=calibration.objective.slots)
-
-        return cls(calibration.batches, calibration.objective, outputs)
-
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
         """Of every input; none if one of them is no picture."""

@@ -111,7 +111,7 @@ class Thinning:
         self.judging = with_mixtures(run.acceptance, MIXTURES, run.options.seed)
         self.composer = Composer(run.fitting.batches, run.objective, run.mirror, run.original)
         self.unseen = run.held_back.joined(run.acceptance, "those that trainings are judged by")
-        self.expected_drop = ExpectedDrop(self.unseen, run.fitting, run.options.seed)
+        self.expected_drop = ExpectedDrop(self.unseen, run.fitting, self.composer.pictures, run.options.seed)
         self.whole = self._told(frozenset(), run.mirror, False)
 
     def left(self, gone: Gone) -> dict[int, list[Unit]]:

@@ -22,9 +22,13 @@ from onnx_obd.calibration.objective import choose_objective
 from onnx_obd.calibration.quality import head_values
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.mirror.mirror import Mirror
-from tests.curvature.networks import calibration, mlp, model
+from tests.curvature.networks import calibration, mlp, model, pictures_of
 
 EQUAL = [0.25] * 4
+
+
+def expected_drop(unseen, others=None):
+    return ExpectedDrop(unseen, others or unseen, pictures_of(unseen))
 
 
 def logits(count, spread=2.0, seed=0):
@@ -62,7 +66,7 @@ def test_it_goes_by_the_shares_of_classes_among_all_samples():
     _, samples = network()
     half = [samples.samples.subset(range(start, 40, 2)) for start in (0, 1)]
     parts = [Calibration(samples.mirror, samples.objective, part, 8) for part in half]
-    drop = ExpectedDrop(*parts)
+    drop = expected_drop(*parts)
     rows = torch.cat([drop._rows(part, head_values(part)) for part in reversed(parts)])
     assert drop.prior.tolist() == pytest.approx(class_prior(rows, drop.temperature).tolist())
 
@@ -141,7 +145,7 @@ def drop_on(drop, samples, mirror):
 def test_nothing_moved_nothing_dropped_and_more_is_more(kind):
     """Outputs that are no logits have a temperature too."""
     mirror, samples = network(kind)
-    drop = ExpectedDrop(samples, samples)
+    drop = expected_drop(samples)
     assert drop_on(drop, samples, mirror) == 0
     found = [drop_on(drop, samples, moved(mirror, amount)) for amount in (0.05, 0.3, 2.0)]
     assert 0 < found[0] < found[1] < found[2] <= 1
@@ -154,20 +158,20 @@ def test_the_scale_of_the_outputs_does_not_matter():
         with torch.no_grad():
             for name in ("w1", "b1"):
                 mirror.weights[name] *= scale
-        found.append(drop_on(ExpectedDrop(samples, samples), samples, moved(mirror, 0.3 * scale)))
+        found.append(drop_on(expected_drop(samples), samples, moved(mirror, 0.3 * scale)))
     assert found[0] == pytest.approx(found[1], rel=1e-2) and found[0] > 0
 
 
 def test_what_chooses_no_class_has_no_drop():
     mirror, samples = network("squared", sizes=(6, 16, 2))
-    assert drop_on(ExpectedDrop(samples, samples), samples, mirror) is None
+    assert drop_on(expected_drop(samples), samples, mirror) is None
 
 
 def test_slow_networks_get_fewer_corruptions(monkeypatch):
     _, samples = network()
     for seconds, times in ((1e9, module.TIMES), (0.0, 1)):
         monkeypatch.setattr(module, "SECONDS", seconds)
-        parts = ExpectedDrop(samples, samples)._parts
+        parts = expected_drop(samples)._parts
         assert [part.num_samples for part in parts] == [40, times * 40, times * 40]
 
 
@@ -192,7 +196,7 @@ def test_pictures_are_warped_where_the_original_sees_the_same_in_them():
     """Warps keep within the range of each picture; differences of others and noise do not."""
     for smooth in (True, False):
         found = looking(smooth)
-        parts = ExpectedDrop(found, found)._parts
+        parts = expected_drop(found)._parts
         within = []
         for part in parts[1:]:
             assert len(part.samples) == module.TIMES * len(found.samples)
@@ -217,5 +221,5 @@ def test_others_of_another_shape_are_left_out():
     ]
     objective = choose_objective(mirror, [[torch.ones(1, 2, 3)]], None, kind="kl")
     short, long = (Calibration(mirror, objective, part, 1) for part in parts)
-    found, alone = ExpectedDrop(short, long), ExpectedDrop(short, short)
+    found, alone = expected_drop(short, long), expected_drop(short)
     assert found.temperature > 0 and len(found._before) == (1 + 2 * module.TIMES) * 9 == len(alone._before)

@@ -9,8 +9,8 @@ from onnx import helper
 from torch.testing import assert_close
 
 from onnx_obd.calibration import pictures
-from onnx_obd.calibration.pictures import Pictures, Warp, find_layout, roughness, turned, warped, with_warps
-from tests.curvature.networks import calibration, model
+from onnx_obd.calibration.pictures import Warp, find_layout, roughness, turned, warped, with_warps
+from tests.curvature.networks import calibration, model, pictures_of
 
 
 def blobs(count=6, channels=1, height=12, width=12, seed=0):
@@ -126,7 +126,7 @@ def seen(weight):
     nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
     proto = model(nodes, {"x": ["N", 1, 12, 12]}, {"y": ["N", 5]}, {"w": weight.reshape(-1, 5)})
     found = calibration(proto, count=40, batch_size=8)[0]
-    return Pictures.of(found), found
+    return pictures_of(found), found
 
 
 def test_only_what_the_network_sees_the_same_in_is_warped():

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from onnx_obd.calibration.measure import Calibration
 from onnx_obd.calibration.objective import choose_objective
+from onnx_obd.calibration.pictures import Pictures
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_torch
@@ -96,3 +97,13 @@ def dense_hessian_diag(found: Calibration, name: str) -> torch.Tensor:
     weight = mirror.weights[name].detach()
     hessian = torch.autograd.functional.hessian(loss, weight).reshape(weight.numel(), weight.numel())
     return hessian.diagonal().reshape(weight.shape)
+
+
+def pictures_of(found: Calibration) -> Pictures:
+    """The pictures among its samples, judged by what its mirror says of them now."""
+
+    @torch.no_grad()
+    def outputs(inputs):
+        return found.mirror.evaluate(inputs, outputs=found.objective.slots)
+
+    return Pictures(found.batches, found.objective, outputs)
