@@ -82,22 +82,27 @@ def main(models: Path, data: Path | None, share: float, only: str, seed: int) ->
 
 
 def _samples(proto: onnx.ModelProto, path: Path, data: Path | None) -> Samples:
-    found = [] if data is None else sorted(data.glob(f"{path.stem}*"))
-    found = [each for each in found if each.stem == path.stem]
-    if not found:
+    own = own_samples(path, data)
+    if own is None:
         return made_up_samples(proto, 1)
-    return load_samples(found[0], proto, labels=NO_LABELS, limit=1, model_path=path)
+    return load_samples(own, proto, labels=NO_LABELS, limit=1, model_path=path)
+
+
+def own_samples(model: Path, data: Path | None) -> Path | None:
+    """The file or folder with the model's name."""
+    found = [] if data is None else sorted(data.glob(f"{model.stem}*"))
+    return next((each for each in found if each.stem == model.stem), None)
 
 
 def _proof(proto: onnx.ModelProto, units: UnitMap, samples: Samples, share: float, seed: int) -> Proof:
     going = some_of_each(units.units, share, seed)
     smaller, feed = shrink(proto, units, going), samples.feeds[0]
     zeroed, ours, full = (_run(each, feed) for each in (zero_consumers(proto, going), smaller, proto))
-    before, after = _checked(proto), _checked(smaller)
+    before, after = checked(proto), checked(smaller)
     return Proof(
         weights=units.elements_of(going) / max(1, units.elements),
-        off=_difference(ours, zeroed),
-        changed=_difference(full, zeroed),
+        off=difference(ours, zeroed),
+        changed=difference(full, zeroed),
         checker="" if after == "valid" else "as before" if after == before else after,
     )
 
@@ -106,7 +111,7 @@ def _run(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list:
     return open_session(proto, optimize=False).run(None, feed)
 
 
-def _difference(some: Sequence, others: Sequence) -> float:
+def difference(some: Sequence, others: Sequence) -> float:
     """The largest, relative to the largest element of the output; infinite where shapes, integers or texts differ."""
     found = [0.0]
     for a, b in zip(some, others, strict=True):
@@ -119,7 +124,8 @@ def _difference(some: Sequence, others: Sequence) -> float:
     return max(found)
 
 
-def _checked(proto: onnx.ModelProto) -> str:
+def checked(proto: onnx.ModelProto) -> str:
+    """What the checker objects to, with shape inference; "valid" if nothing."""
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
@@ -142,11 +148,11 @@ def _row(name: str, units: UnitMap, seconds: float, proof: Proof | None) -> str:
     ]
     if proof is None:
         return f"| {' | '.join(cells)} | | | | |"
-    cells += [f"{100 * proof.weights:.0f}", _small(proof.off), _small(proof.changed), proof.checker]
+    cells += [f"{100 * proof.weights:.0f}", small(proof.off), small(proof.changed), proof.checker]
     return f"| {' | '.join(cells)} |"
 
 
-def _small(number: float) -> str:
+def small(number: float) -> str:
     return f"{number:.0e}" if number else "0"
 
 
