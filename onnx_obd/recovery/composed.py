@@ -27,7 +27,7 @@ WARPED = 0.5
 
 @dataclass(frozen=True)
 class Composer:
-    """Batches composed of samples of ``batches``, with the outputs of ``teacher`` (weights ``original``) for targets.
+    """Inputs composed of those of ``batches``, to which ``teacher`` (weights ``original``) gives the targets.
 
     Pictures are turned round, left to right, every other one, where the teacher sees about the same in them; and half
     of the batches are warped (``Warp``), where it does so in these. Of each sample x of another batch a run of
@@ -50,13 +50,13 @@ class Composer:
     def pictures(self) -> Pictures:
         return Pictures(self.batches, self.objective, self._outputs)
 
-    def composed(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch warped or with parts of others."""
+    def composed(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The inputs of the batch warped or with parts of others."""
         inputs, pictures = batch.inputs, self.pictures
         if pictures.turn:
             inputs = turned(inputs, pictures.layouts, torch.rand(batch.count, generator=generator) < 0.5)
         if pictures.warp and float(torch.rand((), generator=generator)) < WARPED:
-            return self._answered(batch, warped(inputs, pictures.layouts, generator))
+            return warped(inputs, pictures.layouts, generator)
         others = [self._others(batch, generator) for _ in range(2)]
 
         def share(x: Tensor) -> Tensor:
@@ -67,10 +67,16 @@ class Composer:
             run = (places - 2 * share(x)) % 1.0 < share(x)
             return torch.lerp(torch.where(run.to(x.device), second, x), third, share(x).to(x))
 
-        return self._answered(batch, tuple(itertools.starmap(mixed, zip(inputs, *others, strict=True))))
+        return tuple(itertools.starmap(mixed, zip(inputs, *others, strict=True)))
 
-    def disputed(self, batch: Batch, student: Mirror, generator: torch.Generator) -> Batch:
-        """The batch moved to where student and teacher disagree more, with what the teacher says there.
+    def answered(self, batch: Batch, inputs: tuple[Tensor, ...]) -> Batch:
+        """The batch with other inputs, and what the teacher says of them."""
+        return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(self._outputs(inputs), None)))
+
+    def disputed(
+        self, given: Sequence[Tensor], count: int, student: Mirror, generator: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """The inputs of so many samples moved to where student and teacher disagree more.
 
         x + e s g / |g|, a sample each: g is d loss / dx through both of them and |g| its root mean square, s the
         standard deviation of the elements of x, e uniform in [0, ``FAR``]. Where they agree on the samples they need
@@ -79,19 +85,18 @@ class Composer:
         Source: Heo et al. 2019 (distillation on adversarial samples); one step as in Goodfellow et al. 2015, of the
         length of Miyato et al. 2018.
         """
-        inputs = tuple(x.detach().requires_grad_() for x in batch.inputs)
+        inputs = tuple(x.detach().requires_grad_() for x in given)
         with torch.enable_grad():
             wanted = self.teacher.evaluate(inputs, outputs=self.objective.slots, weights=self.original)
             found = student.evaluate(inputs, outputs=self.objective.slots)
-            loss = self.objective.loss(found, self.objective.targets(wanted, None), batch.count)
+            loss = self.objective.loss(found, self.objective.targets(wanted, None), count)
             if not loss.requires_grad:
-                return batch
+                return tuple(given)
             gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
-        moved = tuple(
+        return tuple(
             x.detach() if g is None else _along(g, x.detach(), generator)
             for x, g in zip(inputs, gradients, strict=True)
         )
-        return self._answered(batch, moved)
 
     def _others(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """As many samples drawn from a batch drawn at random; the batch itself if those have other shapes."""
@@ -101,10 +106,6 @@ class Composer:
             drawn = torch.randint(other.count, (batch.count,), generator=generator)
             return tuple(x[drawn] for x in other.inputs)
         return other.inputs if all(a.shape == b.shape for a, b in pairs) else batch.inputs
-
-    def _answered(self, batch: Batch, inputs: tuple[Tensor, ...]) -> Batch:
-        """A batch of other inputs, with what the teacher says of them."""
-        return replace(batch, inputs=inputs, targets=tuple(self.objective.targets(self._outputs(inputs), None)))
 
     def _outputs(self, inputs: Sequence[Tensor]) -> tuple:
         with torch.no_grad():

@@ -140,7 +140,7 @@ class Training:
         parts = _split(calibration, self.teacher, original, recipe.seed) if validation is None else None
         self.train, self.validation = parts or (calibration, validation)
         self.names = trainable_weights(self.mirror, self.objective.slots)
-        self.deleted = {name: ~mask for name, mask in keep.items()}
+        self.deleted = {name: ~mask for name, mask in keep.items() if not mask.all()}
         weights = snapshot(self.mirror)
         self.doomed = {name: weights[name][gone] for name, gone in self.deleted.items()} if recipe.fade else {}
         self.nodes = _product_slots(calibration, self.teacher)
@@ -233,13 +233,12 @@ class Training:
         """What is trained on in the place of a batch."""
         if not self.composer.possible:
             return batch
-        drawn = self.composer.composed(batch, generator)
-        if not self._worth_disputing():
-            return drawn
-        start = time.perf_counter()
-        drawn = self.composer.disputed(drawn, self.mirror, generator)
-        self.disputes.append((time.perf_counter() - start) / batch.count)
-        return drawn
+        inputs = self.composer.composed(batch, generator)
+        if self._worth_disputing():
+            start = time.perf_counter()
+            inputs = self.composer.disputed(inputs, batch.count, self.mirror, generator)
+            self.disputes.append((time.perf_counter() - start) / batch.count)
+        return self.composer.answered(batch, inputs)
 
     def _worth_disputing(self) -> bool:
         """It takes half of a step: for few steps that is too much, but the first ones, by which it is known."""
