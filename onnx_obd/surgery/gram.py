@@ -64,15 +64,15 @@ def normal_equations(
     """
     ones, batches = operand.shift is not None, len(present.calibration.batches)
     size = columns.stop - columns.start + ones
-    w, w0 = (operand.matrix(walk.weight(operand.name)) for walk in (present, original))
+    w, w0 = (_at_least_single(operand.matrix(walk.weight(operand.name))) for walk in (present, original))
     offset = _shifted(original, operand) - _shifted(present, operand)
     sums, positions = _Sums(lambda x, error: (x.mT @ x, x.mT @ error)), 0
     pairs = (walk.values(operand.slots, operand.output) for walk in (present, original))
     for values, wanted in zip(*pairs, strict=True):
         product, target = operand.product(values), operand.product(wanted)
         chosen = _choose(product.positions, size, batches, generator)
-        x = product.features(chosen)
-        error = target.features(chosen) @ w0.mT - x @ w.mT + offset
+        x, x0 = (_at_least_single(each.features(chosen)) for each in (product, target))
+        error = x0 @ w0.mT - x @ w.mT + offset
         x = x[..., columns]
         x = torch.cat((x, x.new_ones(*x.shape[:-1], 1)), -1) if ones else x
         sums.add(product.positions / len(chosen), x, error)
@@ -113,6 +113,11 @@ def _shifted(walk: Walk, operand: Operand) -> Tensor | float:
     return (walk.weight(operand.shift.name).reshape(-1)[operand.shift.elements] / operand.shift.factor)[:, None]
 
 
+def _at_least_single(x: Tensor) -> Tensor:
+    """In half precision sums over positions overflow, and some operators' features are of more than their weights."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _choose(positions: int, columns: int, batches: int, generator: torch.Generator) -> Tensor:
     wanted = -(-ROWS_PER_COLUMN * columns // batches)
     if positions <= wanted:
@@ -144,7 +149,7 @@ def collect_grams(
                 product = operand.product(tuple(values[slot] for slot in operand.slots))
                 columns = operand.elements.shape[2]
                 chosen = _choose(product.positions, columns, len(calibration.batches), generator)
-                sums[operand.name].add(product.positions / len(chosen), product.features(chosen))
+                sums[operand.name].add(product.positions / len(chosen), _at_least_single(product.features(chosen)))
                 positions[operand.name] += product.positions
     return {
         operand.name: Gram(

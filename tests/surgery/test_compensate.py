@@ -4,6 +4,7 @@ import torch
 from onnx import helper
 
 from onnx_obd.calibration.measure import Calibration
+from onnx_obd.calibration.samples import Samples
 from onnx_obd.surgery.compensate import accept, compensate
 from onnx_obd.surgery.gram import collect_grams, column_blocks, normal_equations
 from onnx_obd.surgery.mask import apply_masks, restore, snapshot
@@ -229,6 +230,24 @@ def test_grams_are_means_over_positions():
     assert [(s.start, s.stop) for s, _ in blocks] == [(0, 2), (2, 5)]
     for columns, block in blocks:
         torch.testing.assert_close(block[0], x[:, columns].mT @ x[:, columns] / len(x))
+
+
+def test_half_precision_is_summed_in_single():
+    """The sums of squares are far beyond the largest number of half precision."""
+    found, original, _ = pruned(linear(), ["w0"])
+    feeds = [{name: 200 * x for name, x in feed.items()} for feed in found.samples.feeds]
+    large = Samples.from_feeds(feeds, source="test", batchable=True)
+    (operand,), _ = find_operands(found.mirror, found.batches[0], ["w0"])
+    equations = []
+    for dtype in (torch.float64, torch.float16):
+        found.mirror.to(dtype)
+        own = Calibration(found.mirror, found.objective, large, 8)
+        walks = Walk(own), Walk(own, {name: weight.to(dtype) for name, weight in original.items()})
+        equations.append(normal_equations(*walks, operand, slice(0, 4), generator()))
+    exact, half = equations
+    assert exact.gram.max() > 1e6
+    torch.testing.assert_close(half.gram, exact.gram, rtol=0.01, atol=100)
+    torch.testing.assert_close(half.moments, exact.moments, rtol=0.01, atol=1e-3 * float(exact.moments.abs().max()))
 
 
 def test_a_part_of_many_positions_estimates_the_sums():
