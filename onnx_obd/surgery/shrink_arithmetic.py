@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +42,9 @@ class Edits:
 class Arithmetic:
     """The nodes whose results follow from constants and shapes, run with the shapes that are left.
 
-    ``values``: what could be computed, and the stored tensors it comes from. ``places``: the number of an element of a
-    stored tensor as one node reads it -> (stored value, reader, position).
+    ``values``: what could be computed, and the stored tensors it comes from. ``places``: the number of an element as
+    one node reads it -> (value, reader, position). Elements of stored tensors have one, and numbers by themselves that
+    were computed with and are joined with others.
     """
 
     def __init__(self, trace: Trace, kept: Kept, edits: Edits | None = None):
@@ -79,13 +80,19 @@ class Arithmetic:
         if tensor is None:
             return None, np.zeros(0, np.int64)
         if value not in self.trace.stored or tensor.is_floating_point():
-            return tensor, self._sources.get(value, np.zeros(tensor.numel(), np.int64))
+            sources = self._sources.get(value, np.zeros(tensor.numel(), np.int64))
+            if tensor.numel() != 1 or sources.any() or not _joins(step):
+                return tensor, sources
         reader = reader_of(step, position)
         if reader not in self._read_as:
             start = len(self.places) + 1
             self.places.update({start + i: (value, reader, i) for i in range(tensor.numel())})
             self._read_as[reader] = np.arange(start, start + tensor.numel())
         return tensor, self._read_as[reader]
+
+    def stored(self, place: int) -> bool:
+        """Is it the number of an element of a stored tensor?"""
+        return place in self.places and self.places[place][0] in self.trace.stored
 
     # ---- numbers that were computed with
 
@@ -120,19 +127,54 @@ class Arithmetic:
     def _try(self, steps: list[TracedStep], value: Value, place: int, number: int) -> list[int]:
         """The numbers of ``value`` if one stored element were another."""
         _, reader, index = self.places[place]
-        values = dict(self.values)
+
+        def changed(step: TracedStep, inputs: list) -> None:
+            if reader[:2] == (step.step.path, step.step.node):
+                inputs[reader[2]] = inputs[reader[2]].clone()
+                inputs[reader[2]].view(-1)[index] = number
+
+        return self._rerun(steps, value, {}, changed)
+
+    def _rerun(
+        self,
+        steps: list[TracedStep],
+        value: Value,
+        others: Mapping[Value, torch.Tensor],
+        change: Callable[[TracedStep, list], None] = lambda step, inputs: None,
+    ) -> list[int]:
+        """The numbers of ``value`` by the same steps from other values, or with inputs changed."""
+        values = self.values | others
         for step in steps:
             if step.step.operator.shape_only:
                 continue
             inputs = [values.get(source) for source in step.inputs]
-            if reader[:2] == (step.step.path, step.step.node):
-                inputs[reader[2]] = inputs[reader[2]].clone()
-                inputs[reader[2]].view(-1)[index] = number
+            change(step, inputs)
             try:
                 values.update(zip(step.outputs, step.step(*inputs), strict=False))
             except ModelError:
                 break
         return values[value].reshape(-1).tolist()
+
+    def same_for_all_inputs(self, value: Value) -> bool:
+        """Does what was computed follow from constants alone and lengths that the model fixes?"""
+        steps = self._above(value)
+        return all(
+            self._rerun(steps, value, {output: other}) == self.values[value].reshape(-1).tolist()
+            for step in steps
+            if step.step.operator.shape_only
+            for output in step.outputs
+            for other in self._other_lengths(step, output)
+        )
+
+    def _other_lengths(self, step: TracedStep, output: Value) -> Iterator[torch.Tensor]:
+        """What a Shape may return for other inputs: each length changed that the model does not declare."""
+        lengths, declared = self.values[output], self.trace.declared.get(step.inputs[0], ())
+        own = len(declared) == lengths.numel()  # and not a part of the shape or its product
+        for index in range(lengths.numel()):
+            if not own or declared[index] is None:
+                other = lengths.clone()
+                other.view(-1)[index] += 1
+                yield other
 
     # ---- one step
 
@@ -159,7 +201,7 @@ class Arithmetic:
 
         The first input is rearranged, or all of them; behind a condition those that it chooses from.
         """
-        joins = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in step.step.operator.parameters)
+        joins = _joins(step)
         chooses = inputs[0].dtype == torch.bool and self.values[step.outputs[0]].dtype != torch.bool
         data = [
             torch.from_numpy(source).reshape(tensor.shape)
@@ -169,6 +211,10 @@ class Arithmetic:
         ]
         for value, found in zip(step.outputs, step.step(*data), strict=False):
             self._sources[value] = found.reshape(-1).to(torch.int64).numpy()
+
+
+def _joins(step: TracedStep) -> bool:
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in step.step.operator.parameters)
 
 
 def _empty(shape: list[int]) -> torch.Tensor:

@@ -3,7 +3,9 @@
 A size may be spelled by an attribute, by a stored tensor that a node reads, or by one element of a stored tensor that
 reaches the node through shape arithmetic (``Concat(Shape(x)[0], 12, 64)`` into a Reshape). The arithmetic is run again
 with the new shapes; where it then gives something else than the node needs, the stored element it came from is
-changed, and the arithmetic is run once more to see that this was enough.
+changed, and the arithmetic is run once more to see that this was enough. A number that was computed from a length of
+something else, such as the width of the input for that of the queries, is spelled instead where it is joined with
+others or read, if it is the same for all inputs.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ def _set_attribute(edits: Edits, step: TracedStep, name: str, old: Any, new: Any
 
 
 Changes = dict[Value, dict[Reader, dict[int, int]]]
-"""Stored value -> one that reads it -> position -> the number it must find there."""
+"""Value -> one that reads it -> position -> the number it must find there."""
 
 
 def _changes(arithmetic: Arithmetic, required: Sequence[Requirement]) -> Changes:
@@ -111,18 +113,32 @@ def _changes(arithmetic: Arithmetic, required: Sequence[Requirement]) -> Changes
         if numbers is None or numbers.numel() != len(requirement.numbers):
             raise CannotShrink(f"{requirement.where} is computed from data")
         for index, (number, wanted) in enumerate(zip(numbers.reshape(-1).tolist(), requirement.numbers, strict=True)):
-            place, new = int(sources[index]), wanted
-            if place not in arithmetic.places:
-                if number == wanted:
-                    continue
-                lengths = _new_lengths(requirement.step, arithmetic)
-                place, new = arithmetic.solve(requirement.value, index, wanted, lengths) or (0, 0)
-            if not place:
-                raise CannotShrink(f"{requirement.where} is {number} where {wanted} is needed")
-            value, reader, position = arithmetic.places[place]
+            place = int(sources[index])
+            if number == wanted and not arithmetic.stored(place):
+                continue
+            value, reader, position, new = _where(arithmetic, requirement, index, place)
             if found[value][reader].setdefault(position, new) != new:
                 raise CannotShrink(f"{requirement.where} shares a number with a node that needs another")
     return found
+
+
+def _where(arithmetic: Arithmetic, requirement: Requirement, index: int, place: int) -> tuple[Value, Reader, int, int]:
+    """What to change, that the number at ``index`` be the one required: a value, as whom reads it, where, and to what.
+
+    A stored element that it is a copy of or was computed from; else the number itself, where it is joined with others
+    or read, if it is the same for all inputs.
+    """
+    wanted, value = requirement.numbers[index], requirement.value
+    if arithmetic.stored(place):
+        return *arithmetic.places[place], wanted
+    if solved := arithmetic.solve(value, index, wanted, _new_lengths(requirement.step, arithmetic)):
+        place, new = solved
+        return *arithmetic.places[place], new
+    joined = arithmetic.places.get(place, (value, reader_of(requirement.step, requirement.position), index))
+    if not arithmetic.same_for_all_inputs(joined[0]):
+        number = arithmetic.values[value].reshape(-1)[index]
+        raise CannotShrink(f"{requirement.where} is {number} where {wanted} is needed")
+    return *joined, wanted
 
 
 def _new_lengths(step: TracedStep, arithmetic: Arithmetic) -> dict[int, int]:
@@ -150,7 +166,7 @@ def _change(trace: Trace, arithmetic: Arithmetic, changes: Changes, edits: Edits
                 wanted[reader].view(-1)[index] = number
         changed = {reader: numbers for reader, numbers in wanted.items() if not torch.equal(numbers, old)}
         first = next(iter(wanted.values()))
-        if changed and all(torch.equal(numbers, first) for numbers in wanted.values()):
+        if changed and value in trace.stored and all(torch.equal(numbers, first) for numbers in wanted.values()):
             edits.stored[value] = first.numpy()
             continue
         for reader, numbers in changed.items():

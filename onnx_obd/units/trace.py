@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import onnx
 import torch
 
 from onnx_obd.errors import OnnxObdError
+from onnx_obd.graph.declared import Shape, declared_shapes
 from onnx_obd.graph.weights import Path
 from onnx_obd.mirror.axes import MOVED, Node, parse
 from onnx_obd.mirror.mirror import Mirror
@@ -66,6 +69,13 @@ class Trace:
     passed_by: set[Place] = field(default_factory=set)
     body_outputs: dict[tuple[Path | None, str], list[Value]] = field(default_factory=dict)
     count: int = 0
+    proto: onnx.ModelProto | None = None
+
+    @cached_property
+    def declared(self) -> dict[Value, Shape]:
+        """The lengths of values of the main graph that are the same for all inputs; None for the others."""
+        shapes = declared_shapes(self.proto) if self.proto else {}
+        return {self.names[name]: shape for name, shape in shapes.items() if name in self.names}
 
     def value(self) -> Value:
         """The number of a new value."""
@@ -112,6 +122,7 @@ class Tracer:
         for name, slot in zip(self.mirror.output_names, program.outputs, strict=True):
             found.freeze([ids[slot]], f"graph output '{name}' keeps its shape")
         found.settle()
+        found.proto = self.mirror.proto
         found.names = {name: ids[slot] for name, slot in self.mirror.value_names.items() if ids[slot]}
         return found
 

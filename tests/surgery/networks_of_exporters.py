@@ -59,6 +59,39 @@ def grouped_query_attention_of_one_input() -> onnx.ModelProto:
 
 
 @network(head=[3])
+def attention_of_an_open_batch() -> onnx.ModelProto:
+    """As PyTorch's first exporter writes nn.MultiheadAttention: the width of one projection is that of the input, which
+    is packed threefold; batch and heads are one axis on the way; the scale is computed from shapes."""
+    g, width, end = Graph(), HEADS * SIZE, 2**63 - 1
+    x = g.input("x", 6, "batch", width)
+    shape = g.op("Shape", x)
+    length, batch, wide = (g.op("Gather", shape, g.constant(np.array(axis))) for axis in range(3))
+    size = g.op("Cast", g.op("Div", wide, g.constant(np.array(HEADS))), to=7)
+
+    def joined(*numbers: str | int) -> str:
+        parts = [g.ints(n) if isinstance(n, int) else g.op("Unsqueeze", n, g.ints(0)) for n in numbers]
+        return g.op("Concat", *parts, axis=0)
+
+    packed = g.dense(x, width, 3 * width)
+    kept = g.op("Slice", g.op("Shape", packed), g.ints(0), g.ints(2))
+    target = g.op("Concat", kept, joined(3, wide), g.op("Slice", g.op("Shape", packed), g.ints(3), g.ints(end)), axis=0)
+    y = g.op("Transpose", g.op("Unsqueeze", g.op("Reshape", packed, target), g.ints(0)), perm=[3, 1, 2, 0, 4])
+    y = g.op("Squeeze", y, g.ints(3))
+    by_head = joined(length, g.op("Mul", batch, g.constant(np.array(HEADS))), size)
+
+    def heads(index: int) -> str:
+        one = g.op("Reshape", g.op("Gather", y, g.constant(np.array(index)), axis=0), by_head)
+        return g.op("Reshape", g.op("Transpose", one, perm=[1, 0, 2]), joined(batch, HEADS, length, size))
+
+    q, k, v = map(heads, range(3))
+    last = g.op("Cast", g.op("Slice", g.op("Shape", q), g.ints(-1), g.ints(end)), to=1)
+    q = g.op("Div", q, g.op("Sqrt", last))
+    y = g.op("MatMul", g.op("Softmax", g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1), v)
+    y = g.op("Reshape", g.op("Transpose", y, perm=[2, 0, 1, 3]), joined(g.op("Mul", batch, length), wide))
+    return g.model(g.op("Gemm", y, g.weight(width, 5), g.weight(5)))
+
+
+@network(head=[3])
 def attention_by_rank() -> onnx.ModelProto:
     """Attention-23 of [B, N, S, D], as PyTorch's exporter writes scaled_dot_product_attention from opset 23."""
     g = Graph(opset=23)

@@ -121,6 +121,51 @@ def test_group_follows() -> None:
     assert next(helper.get_attribute_value(a) for a in smaller.graph.node[2].attribute if a.name == "group") == 4
 
 
+def lengths_of(g: Graph, x: str) -> list[str]:
+    return [g.op("Gather", g.op("Shape", x), g.ints(axis)) for axis in range(3)]
+
+
+def test_a_size_that_is_computed_from_a_width_of_something_else() -> None:
+    """The input is as wide as what is made of it, which shrinks: the node that joins the sizes reads one of its own."""
+    g = Graph()
+    x = g.input("x", "batch", 3, 6)
+    batch, length, width = lengths_of(g, x)
+    target = g.op("Concat", g.op("Mul", batch, length), width, axis=0)
+    model = g.model(g.dense(g.op("Reshape", g.op("Tanh", g.dense(x, 6, 6)), target), 6, 2))
+    joined = node(shrunk(model, {"neuron": [6]}), "Concat").input
+    assert joined[0] == node(model, "Concat").input[0] and joined[1] != width
+
+
+def test_a_size_that_is_read_as_it_was_computed() -> None:
+    """The end of a slice, as where queries and keys of nn.MultiheadAttention are packed: there is no node that joins."""
+    g = Graph()
+    x = g.input("x", "batch", 3, 6)
+    _, _, width = lengths_of(g, x)
+    packed = g.dense(x, 6, 12)
+    halves = [(g.ints(0), width), (width, g.op("Mul", width, g.ints(2)))]
+    first, second = (g.op("Slice", packed, *ends, g.ints(2)) for ends in halves)
+    model = g.model(g.dense(g.op("Mul", g.op("Tanh", first), second), 6, 2))
+    smaller = shrunk(model, {"neuron": [6]})
+    assert initializer(smaller, node(smaller, "Slice").input[2]) == [4]
+
+
+@pytest.mark.parametrize("length", [2, "length"])
+def test_a_size_that_depends_on_an_open_length_stays_computed(length: int | str) -> None:
+    """On the sample the open length is 1 and the size that of the units alone, on others it is not."""
+    g, times = Graph(), 2 if length == 2 else 1
+    x = g.input("x", "batch", length, 6)
+    batch, positions, width = lengths_of(g, x)
+    target = g.op("Concat", batch, g.op("Mul", positions, width), axis=0)
+    y = g.op("Reshape", g.op("Tanh", g.dense(x, 6, 6)), target)
+    model = g.model(g.dense(y, 6 * times, 3))
+    if length == 2:
+        shrunk(model, {"neuron": [6]})
+        return
+    units = units_of(model)
+    assert sizes(units) == {}
+    assert any("parameter 1 is 6 where 5 is needed" in frozen.reason for frozen in units.frozen), units.frozen
+
+
 def test_a_size_from_the_data_cannot_be_changed() -> None:
     """The target of a Reshape is an input of the model."""
     g = Graph()

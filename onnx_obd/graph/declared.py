@@ -1,0 +1,24 @@
+"""The lengths that a model declares, and those that follow from them for every input."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import onnx
+
+Shape = tuple[int | None, ...]
+"""None: a length that may differ from input to input."""
+
+
+def declared_shapes(proto: onnx.ModelProto) -> dict[str, Shape]:
+    """Values of the main graph, as far as their rank is known (ONNX's shape inference with data propagation)."""
+    graph = proto.graph
+    with suppress(Exception):  # of several unrelated kinds; a model beyond 2 GiB cannot be serialised for it
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    return {
+        value.name: tuple(
+            each.dim_value if each.HasField("dim_value") else None for each in value.type.tensor_type.shape.dim
+        )
+        for value in (*graph.value_info, *graph.output, *graph.input)
+        if value.type.tensor_type.HasField("shape")
+    }
