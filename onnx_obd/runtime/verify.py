@@ -26,7 +26,9 @@ def compare_with_onnxruntime(
 ) -> float:
     """The largest difference between the mirror and onnxruntime over the samples.
 
-    A difference within that between onnxruntime's own optimised and unoptimised runs counts as none.
+    A difference within that between onnxruntime's own optimised and unoptimised runs, on any of the samples, counts as
+    none: where values are rounded to integers, the order of a sum decides some of them, on one sample and not on the
+    next.
 
     Raises:
         MirrorMismatchError: a larger one; the message names the first node at which they part.
@@ -35,21 +37,24 @@ def compare_with_onnxruntime(
     """
     sessions = [open_session(proto, optimize=optimize) for optimize in (False, True)]
     names = [value.name for value in proto.graph.output]
-    worst = 0.0
+    worst = dict.fromkeys(names, (0.0, samples.feeds[0]))
+    own = dict.fromkeys(names, 0.0)
     for feed in samples.feeds:
-        references = [outputs_of(session, names, feed, samples.source) for session in sessions]
+        plain, optimised = (outputs_of(session, names, feed, samples.source) for session in sessions)
         with torch.no_grad():
             ours = mirror.evaluate([to_torch(feed.get(name)) for name in mirror.input_names])
-        for position, name in enumerate(names):
-            plain, optimised = (reference[position] for reference in references)
-            error = difference(to_numpy(ours[position]), plain)
-            if error > tolerance and error > difference(optimised, plain):
-                where = first_divergence(mirror, proto, feed, tolerance)
-                raise MirrorMismatchError(
-                    f"the mirror and onnxruntime differ by {error:.2g} in output '{name}'; {where}; please report it"
-                )
-            worst = max(worst, error)
-    return worst
+        for name, value, expected, other in zip(names, ours, plain, optimised, strict=True):
+            error = difference(to_numpy(value), expected)
+            if error > worst[name][0]:
+                worst[name] = error, feed
+            own[name] = max(own[name], difference(other, expected))
+    for name, (error, feed) in worst.items():
+        if error > tolerance and error > own[name]:
+            where = first_divergence(mirror, proto, feed, tolerance)
+            raise MirrorMismatchError(
+                f"the mirror and onnxruntime differ by {error:.2g} in output '{name}'; {where}; please report it"
+            )
+    return max((error for error, _ in worst.values()), default=0.0)
 
 
 def difference(ours: Any, theirs: Any) -> float:
