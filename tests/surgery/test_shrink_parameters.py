@@ -137,7 +137,7 @@ def test_a_size_that_is_computed_from_a_width_of_something_else() -> None:
 
 
 def test_a_size_that_is_read_as_it_was_computed() -> None:
-    """The end of a slice, as where queries and keys of nn.MultiheadAttention are packed: there is no node that joins."""
+    """The end of a slice, as where nn.MultiheadAttention packs keys and values: there is no node that joins."""
     g = Graph()
     x = g.input("x", "batch", 3, 6)
     _, _, width = lengths_of(g, x)
