@@ -42,14 +42,14 @@ def _uses(program: Program, slot: int, seen: set[int]) -> Iterator[Use]:
 def _use(program: Program, step: Step, position: int, seen: set[int]) -> Iterator[Use]:
     if isinstance(step.call, CallWithBodies) and position >= step.call.own_inputs:
         yield from _inside(step.call, position)
-    elif _rearranges(step, position):
+    elif rearranges(step, position):
         for output in step.outputs:
             yield from _uses(program, output, seen)
     else:
         yield Use(step.node, step.operator, position)
 
 
-def _rearranges(step: Step, position: int) -> bool:
+def rearranges(step: Step, position: int) -> bool:
     """Do the numbers of this operand come out as they are, in other places or another number format?"""
     if step.operator.recodes:
         return position == 0

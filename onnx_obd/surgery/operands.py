@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from onnx_obd.calibration.measure import Batch
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.products import Product, product_of
 from onnx_obd.mirror.program import Step
-from onnx_obd.mirror.second import movement
+from onnx_obd.mirror.uses import rearranges
 
 _SHIFTS = {"Add": {0: 1.0, 1: 1.0}, "Sub": {1: -1.0}, "BatchNormalization": {3: -1.0}}
 """Where a node's output may go next, and the operands there whose rise by factor · d is a rise of the output by d."""
@@ -104,26 +104,37 @@ def _operand(
     product = product_of(step.operator, position, [values.get(slot) for slot in step.inputs], step.attributes)
     if product is None:
         return f"no matrix form of {step.operator.name} is known"
-    weight = mirror.weights[name]
-    ids = torch.arange(weight.numel(), dtype=torch.float64)
-    with torch.no_grad():
-        (moved,) = mirror.evaluate(
-            batch.inputs, outputs=(step.inputs[position],), weights={name: ids.reshape(weight.shape)}
-        )
-    elements = product.matrix(moved).long()
+    ids = torch.arange(mirror.weights[name].numel(), dtype=torch.float64)
+    elements = product.matrix(_rearranged(mirror, batch, name, step.inputs[position], ids)).long()
     if elements.numel() != len(ids) or not torch.equal(elements.reshape(-1).sort().values.double(), ids):
         return f"{step.operator.name} sees it in parts or joined with other values"
     return Operand(name, step, position, elements, _shift(mirror, step, product, values.get(step.outputs[0])))
 
 
+@torch.no_grad()
+def _rearranged(mirror: Mirror, batch: Batch, name: str, slot: int, ids: Tensor) -> Tensor:
+    """What stands in a slot if these are the elements of a weight; number formats that it passes are left out."""
+    program = mirror.program.restricted((slot,))
+    steps = [replace(step, call=_as_it_is) if step.operator.recodes else step for step in program.steps]
+    program = replace(program, steps=tuple(steps))
+    env = mirror.start(batch.inputs, program)
+    env[mirror.weight_slots()[name]] = ids.reshape(mirror.weights[name].shape)
+    return program.record(env)[slot]
+
+
+def _as_it_is(values: Tensor, *_: Any, **__: Any) -> Tensor:
+    return values
+
+
 def _places(mirror: Mirror, slot: int) -> list[tuple[Step, int]]:
-    """The (node, position) pairs of the main graph at which a value arrives, past nodes that only rearrange it."""
+    """The (node, position) pairs of the main graph at which a value arrives, past nodes that only rearrange it or write
+    it in another number format."""
     found = []
     for step in mirror.program.steps:
         for position, source in enumerate(step.inputs):
             if source != slot:
                 continue
-            if step.operator.second is movement and position not in step.operator.weights and not step.bodies:
+            if rearranges(step, position) and not step.bodies:
                 found += [place for output in step.outputs for place in _places(mirror, output)]
             else:
                 found.append((step, position))
@@ -152,10 +163,13 @@ def _shift(mirror: Mirror, step: Step, product: Product, output: Tensor | None) 
 
 
 def _ids(mirror: Mirror, slot: int, rows: Callable[[Tensor], Tensor | None]) -> tuple[str, Tensor] | None:
-    """The parameter in that slot and which of its elements goes to which row [G, R]; None unless it is used here alone.
+    """The parameter in that slot, in whatever number format, and which of its elements goes to which row [G, R].
 
-    No element may go to two rows.
+    None unless it is used here alone, and no element goes to two rows.
     """
+    makers = {output: step for step in mirror.program.steps if step.operator.recodes for output in step.outputs}
+    while slot in makers:
+        slot = makers[slot].inputs[0]
     name = next((name for name, own in mirror.weight_slots().items() if own == slot), None)
     if name is None or len(_places(mirror, slot)) != 1:
         return None

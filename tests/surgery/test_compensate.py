@@ -11,6 +11,7 @@ from onnx_obd.surgery.mask import apply_masks, restore, snapshot
 from onnx_obd.surgery.operands import find_operands
 from onnx_obd.surgery.walk import Walk
 from tests.curvature.networks import calibration, linear, mlp, model
+from tests.surgery.graphs import Graph
 
 
 def generator():
@@ -205,6 +206,37 @@ def test_weights_are_followed_through_rearranging_nodes():
     (operand,), _ = find_operands(found.mirror, found.batches[0], ["w"])
     assert torch.equal(operand.matrix(original["w"])[0], original["w"])
     assert torch.equal(operand.unmatrix(operand.matrix(original["w"]), original["w"]), original["w"])
+
+
+def quantised():
+    """int8 kernels with a scale for each output, the second transposed behind its scales, and int32 biases."""
+    g, x, names = Graph(), "x", []
+    g.input("x", "N", 10)
+    for rows, columns, axis in ((10, 16, 1), (4, 16, 0)):
+        outputs = (rows, columns)[axis]
+        scales = [g.tensor((s * (1 + g.generator.random(outputs))).astype(np.float32)) for s in (0.02, 1e-4)]
+        names.append(g.tensor(g.generator.integers(-90, 90, (rows, columns)).astype(np.int8)))
+        kernel = g.op("DequantizeLinear", names[-1], scales[0], axis=axis)
+        kernel = kernel if axis else g.op("Transpose", kernel, perm=[1, 0])
+        names.append(g.tensor(g.generator.integers(-5000, 5000, outputs).astype(np.int32)))
+        x = g.op("Gemm", x, kernel, g.op("DequantizeLinear", names[-1], scales[1], axis=0))
+        x = g.op("Tanh", x) if axis else x
+    return g.model(x), names
+
+
+def test_weights_stored_as_integers_are_refitted():
+    proto, (w, b, v, c) = quantised()
+    found, original, keep = pruned(proto, [w, v], count=80)
+    operands, skipped = find_operands(found.mirror, found.batches[0], [w, v])
+    assert not skipped and [operand.shift.name for operand in operands] == [b, c]
+    assert torch.equal(operands[0].matrix(original[w])[0], original[w].mT)
+    assert torch.equal(operands[1].matrix(original[v])[0], original[v])
+    before = found.loss()
+    compensate(found, found, operands, original, keep)
+    assert found.loss() < 0.6 * before
+    for name in (w, v):
+        assert (found.mirror.weights[name][~keep[name]] == 0).all()
+        assert found.mirror.state()[name].dtype == np.int8
 
 
 def test_weights_without_a_matrix_form_are_named():
