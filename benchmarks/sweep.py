@@ -101,9 +101,11 @@ def _faster(row: Row, path: Path, data: Path, folder: Path, arguments: Sequence[
         return replace(row, seconds=limit, said=f"not done after {limit:g} s")
     row = replace(row, seconds=time.perf_counter() - start)
     if done.returncode:
-        return replace(row, said=" ".join(done.stderr.split()) or f"exit {done.returncode}")
+        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        return replace(row, said=lines[-1].removeprefix("onnx-obd: "))
     told = json.loads(report.read_text("utf-8"))
-    note = next((note for note in told["notes"] if note.startswith("units removed")), "")
+    why = [note.partition("was not reached: ")[2] for note in told["notes"]]
+    why += [note for note in told["notes"] if "was asked for" in note]
     before, after = checked(onnx.load(path)), checked(onnx.load(result))
     return replace(
         row,
@@ -112,7 +114,7 @@ def _faster(row: Row, path: Path, data: Path, folder: Path, arguments: Sequence[
         agreement=told["exported"]["agreement"],
         moved=told["exported"]["relative_error"],
         checker="" if after == "valid" else "as before" if after == before else after,
-        said=note.partition("was not reached: ")[2],
+        said=next(filter(None, why), ""),
     )
 
 
@@ -197,7 +199,8 @@ def main(
         click.echo(describe(row), err=True)
         rows.append(row)
         write_rows(results, rows)
-    click.echo("\n".join([HEAD, *map(describe, rows), "", summary(rows, speedup)]))
+    ordered = sorted(rows, key=lambda row: row.model)
+    click.echo("\n".join([HEAD, *map(describe, ordered), "", summary(rows, speedup)]))
 
 
 if __name__ == "__main__":

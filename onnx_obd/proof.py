@@ -17,8 +17,9 @@ from onnx_obd.candidates import UNITS_ALONE, Candidate, nm_axes
 from onnx_obd.errors import ExportError
 from onnx_obd.export import ExportReport, export_model
 from onnx_obd.graph.weights import find_weights, write_weights
+from onnx_obd.options import Options
 from onnx_obd.plan.nm import WHO_PROFITS
-from onnx_obd.records import Latency, Plan, Quality, Report, Round, WeightSummary
+from onnx_obd.records import FrontierPoint, Latency, Plan, Quality, Report, Round, WeightSummary
 from onnx_obd.run import COMPARED_SAMPLES, Run
 from onnx_obd.runtime.latency import measure_latency
 from onnx_obd.runtime.verify import compare_with_onnxruntime, onnxruntime_values
@@ -78,7 +79,24 @@ def finish(
                 progress=report,
             )
     report = _report(run, best, candidates, written, dense, exported, latency, export_error)
-    return Result(destination, replace(report, notes=(*report.notes, *pattern_note)))
+    notes = (*report.notes, *pattern_note, *slower_than_asked(run.options, run.frontier, latency))
+    return Result(destination, replace(report, notes=notes))
+
+
+def slower_than_asked(options: Options, frontier: Sequence[FrontierPoint], latency: Latency | None) -> tuple[str, ...]:
+    """A note if the search saw the speed asked for and the last, longer measurement does not."""
+    shipped = next((point for point in frontier if point.shipped), None)
+    if shipped is None or latency is None:
+        return ()
+    if (wanted := options.target_milliseconds) is not None:
+        short = shipped.milliseconds <= wanted < latency.pruned.low
+        asked, saw, has = (f"{each:.3g} ms" for each in (wanted, shipped.milliseconds, latency.pruned.median))
+    elif (wanted := options.speedup) is not None:
+        short = latency.speedup.high < wanted <= shipped.speedup.median
+        asked, saw, has = (f"{each:.2f}x" for each in (wanted, shipped.speedup.median, latency.speedup.median))
+    else:
+        return ()
+    return (f"{asked} was asked for and {saw} measured on the way, but {has} at last: ask for a little more",) * short
 
 
 def _checked_pattern(run: Run, pruned: onnx.ModelProto) -> tuple[str, ...]:
