@@ -201,6 +201,11 @@ class Thinning:
         """The smaller model with some weights: enough to time it."""
         return self._shrunk(self.run.model.proto, gone)
 
+    def work_gone(self, gone: Gone) -> tuple[int, int]:
+        """Multiplications, and values that nodes wrote, per run on the sample."""
+        removed = self._removed(gone)
+        return self.units.macs_of(removed), self.units.values_of(removed)
+
     def _shrunk(self, proto: onnx.ModelProto, gone: Gone) -> onnx.ModelProto:
         """Subnormal weights, which only cost time, become zero."""
         proto = shrink(proto, self.units, self._removed(gone)) if gone else proto

@@ -3,18 +3,21 @@
 Per family and not per node: a family's units go through several nodes, which onnxruntime fuses with others, pads to
 what its kernels like and lays out anew, so that the sum of node times is not the time of the model. A family that saves
 nothing (its nodes are small, the time is elsewhere) is seen to save nothing. Times of two families do not add up (a
-Conv costs the product of its channels), so they are measured anew from every state that is worth going on from.
+Conv costs the product of its channels), so they are measured anew from every state that is worth going on from. Where
+the clock is unsure, the work that goes has a say (``likely_gains``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
+import numpy as np
 import onnx
 
 from onnx_obd.graph.session import open_session
+from onnx_obd.removal.likely_gains import likely_gains
 from onnx_obd.removal.thinning import Gone, Thinning
 from onnx_obd.runtime.latency import timed_feed
 from onnx_obd.runtime.variants import time_variants
@@ -79,7 +82,7 @@ class TimeOfSizes:
         shares = max(1, min(len(SHARES), MOST_VARIANTS // max(1, len(left))))
         trials = [(family, size) for family, units in left.items() for size in sizes_to_try(len(units), shares)]
         makes = [partial(self._variant, gone, family, size) for family, size in trials]
-        reference, times = time_variants(
+        reference, times, error = time_variants(
             thinning.shape(gone),
             makes,
             self.feed,
@@ -88,12 +91,24 @@ class TimeOfSizes:
             seconds_each=max(SECONDS_EACH, RUNS_EACH * self._seconds_of_a_run),
             progress=progress,
         )
+        gains = reference - np.array(times)
+        if trials:
+            gains = likely_gains(gains, error, self._work(gone, trials))
         found: dict[int, dict[int, float]] = {family: {} for family in left}
-        for (family, size), microseconds in zip(trials, times, strict=True):
-            found[family][size] = reference - microseconds
+        for (family, size), gain in zip(trials, gains.tolist(), strict=True):
+            found[family][size] = gain
         return reference, found
 
+    def _work(self, gone: Gone, trials: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The multiplications and the written values that go with each, [trials, 2]."""
+        before = self.thinning.work_gone(gone)
+        found = [self.thinning.work_gone(self._gone(gone, *trial)) for trial in trials]
+        return np.array(found, dtype=float) - before
+
     def _variant(self, gone: Gone, family: int, size: int) -> onnx.ModelProto:
+        return self.thinning.shape(self._gone(gone, family, size))
+
+    def _gone(self, gone: Gone, family: int, size: int) -> Gone:
         """As if the last of a family had gone: which of them go does not matter to the clock."""
         units = self.thinning.left(gone)[family]
-        return self.thinning.shape(gone | {unit.id for unit in units[size:]})
+        return gone | {unit.id for unit in units[size:]}

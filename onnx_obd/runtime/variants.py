@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,9 @@ TOGETHER = 8
 PLACEMENTS = 3
 """How often the sessions are made anew: where its memory lies changes the speed of each by several per cent."""
 
+VARIANCE_OF_A_MEDIAN = math.pi / 2
+"""Times that of the mean, for normal errors and many of them."""
+
 
 def time_variants(
     reference: onnx.ModelProto,
@@ -30,8 +34,9 @@ def time_variants(
     seconds_each: float = 0.12,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[float, list[float]]:
-    """Microseconds of one run: of the reference, and of each variant as its median ratio to the reference times that.
+) -> tuple[float, list[float], float]:
+    """Microseconds of one run: of the reference, and of each variant as its median ratio to the reference times that;
+    and the standard error of these.
 
     With onnxruntime's default optimisations, each variant next to the reference, so that the machine's moods meet both
     alike. What is told is the median over placements of the medians over sweeps.
@@ -42,7 +47,7 @@ def time_variants(
         seconds_each: how long to run each, over all placements.
     """
     rng = np.random.default_rng(seed)
-    times, ratios = [], []
+    times, ratios, variances = [], [], []
     for start in range(0, len(variants), TOGETHER):
         protos = [reference, *(make() for make in variants[start : start + TOGETHER])]
         for_placements, placements = [], 1
@@ -55,11 +60,14 @@ def time_variants(
             runs = [partial(sessions[index].run, None, feed) for index in range(len(protos))]
             for_placements.append(time_sweeps(runs, seconds_each * len(protos) / placements, rng, min_sweeps=4))
         times += [np.median(sweeps[:, 0]) for sweeps in for_placements]
-        ratios += np.median([np.median(t[:, 1:] / t[:, :1], axis=0) for t in for_placements], axis=0).tolist()
+        several = [t[:, 1:] / t[:, :1] for t in for_placements]
+        several = several[0] if len(several) == 1 else np.array([np.median(each, axis=0) for each in several])
+        ratios += np.median(several, axis=0).tolist()
+        variances += (VARIANCE_OF_A_MEDIAN * several.var(0, ddof=1) / len(several)).tolist()
         if progress:
             progress(min(start + TOGETHER, len(variants)), len(variants))
     base = 1e6 * float(np.median(times)) if times else 0.0
-    return base, [base * ratio for ratio in ratios]
+    return base, [base * ratio for ratio in ratios], base * math.sqrt(np.mean(variances)) if variances else 0.0
 
 
 def _order(rng: np.random.Generator, protos: Sequence[onnx.ModelProto]) -> list[int]:

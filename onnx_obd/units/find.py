@@ -88,6 +88,13 @@ class UnitMap:
         sizes = (([axis.length for axis in self.trace.axes[v]], kept.lengths(v)) for v in self.trace.stored)
         return sum(math.prod(old) - math.prod(new) for old, new in sizes)
 
+    def values_of(self, removed: Collection[Unit]) -> int:
+        """Values that nodes need not write without these units, per run on the sample."""
+        kept = self.kept(removed)
+        written = (v for step in self.trace.steps if not step.folded for v in step.outputs if v in self.trace.axes)
+        sizes = (([axis.length for axis in self.trace.axes[v]], kept.lengths(v)) for v in written)
+        return sum(math.prod(old) - math.prod(new) for old, new in sizes)
+
     def macs_of(self, removed: Collection[Unit]) -> int:
         """Multiplications that go with these units, per run on the sample, those they share counted once."""
         kept, gone = self.kept(removed), 0.0

@@ -25,7 +25,7 @@ def run_by_weights(monkeypatch, time=microseconds) -> list[int]:
 
     def variants(reference, makes, feed, *, threads=1, provider="", seconds_each=0.1, progress=None):
         timed.append(len(makes))
-        return time(reference), [time(make()) for make in makes]
+        return time(reference), [time(make()) for make in makes], 0.0
 
     monkeypatch.setattr(frontier, "measure_latency", latency)
     monkeypatch.setattr(time_of_sizes, "time_variants", variants)

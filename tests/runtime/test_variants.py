@@ -34,14 +34,17 @@ def machine(monkeypatch):
 def test_each_is_told_by_its_ratio_to_the_reference(machine):
     seconds = [0.002 * share for share in np.linspace(0.2, 1.2, 2 * TOGETHER + 3)]
     told = []
-    reference, times = time_variants(
+    reference, times, error = time_variants(
         0.002, [partial(float, each) for each in seconds], {}, progress=lambda *done: told.append(done)
     )
     ratios = np.array(times) / reference
-    np.testing.assert_allclose(ratios, np.linspace(0.2, 1.2, len(seconds)), rtol=0.07)
+    expected = np.linspace(0.2, 1.2, len(seconds))
+    np.testing.assert_allclose(ratios, expected, rtol=0.07)
+    off = np.sqrt(np.mean((ratios - expected) ** 2))
+    assert off / 2 < error / reference < 2 * off
     assert told == [(8, 19), (16, 19), (19, 19)]
     assert set(machine) == {0.002, *seconds}
 
 
 def test_none_to_time(machine):
-    assert time_variants(0.002, [], {}) == (0.0, [])
+    assert time_variants(0.002, [], {}) == (0.0, [], 0.0)
