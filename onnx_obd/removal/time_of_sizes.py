@@ -25,8 +25,8 @@ from onnx_obd.runtime.variants import time_variants
 SHARES = (0.75, 0.875, 0.5, 0.9375)
 """Of a family, how much is kept in the trials; with many families only the first of these."""
 
-SECONDS_EACH, RUNS_EACH = 0.06, 40
-"""For the timing of one variant, and as long as so many runs take at least."""
+SECONDS_EACH, RUNS_EACH, MOST_SECONDS = 0.06, 40, 1.0
+"""For the timing of one variant: as long as so many runs take, but no shorter and no longer than that."""
 
 MOST_VARIANTS = 64
 """Timed in one go."""
@@ -88,7 +88,7 @@ class TimeOfSizes:
             self.feed,
             threads=self.options.threads,
             provider=self.options.provider,
-            seconds_each=max(SECONDS_EACH, RUNS_EACH * self._seconds_of_a_run),
+            seconds_each=max(SECONDS_EACH, min(RUNS_EACH * self._seconds_of_a_run, MOST_SECONDS)),
             progress=progress,
         )
         gains = reference - np.array(times)

@@ -41,3 +41,11 @@ def test_gains_are_the_differences_of_the_clock_and_are_measured_once(tmp_path, 
     assert times.gains(one) == times.gains(other)  # which of them went does not matter
     assert len(timed) == 2
     assert times.gains(one)[0] == reference - 61
+
+
+@pytest.mark.parametrize(("run", "each"), [(1e-5, 0.06), (0.01, 0.4), (0.3, 1.0)])
+def test_slow_models_are_run_less_often(tmp_path, monkeypatch, run, each):
+    timed = run_by_weights(monkeypatch)
+    monkeypatch.setattr(TimeOfSizes, "_seconds_of_a_run", run)
+    TimeOfSizes(Thinning(prepared(tmp_path))).gains(frozenset())
+    assert [seconds for _, seconds in timed] == [pytest.approx(each)]
