@@ -12,6 +12,7 @@ import onnx
 
 from onnx_obd.calibration.samples import Feed
 from onnx_obd.errors import DataError
+from onnx_obd.graph.declared import length
 from onnx_obd.graph.load import graph_inputs
 
 Shape = tuple[int, ...]
@@ -239,14 +240,8 @@ def _read_input(value: onnx.ValueInfoProto) -> ModelInput:
     if not value.type.tensor_type.HasField("shape"):
         return ModelInput(value.name, dtype, None, 0)
     dims = value.type.tensor_type.shape.dim
-    shape = tuple(_dim(dim) for dim in dims)
+    shape = tuple(map(length, dims))
     return ModelInput(value.name, dtype, shape, _batch_axis(shape, [dim.denotation for dim in dims]))
-
-
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    if dim.HasField("dim_value") and dim.dim_value >= 0:  # -1 is how some exporters write "any length"
-        return dim.dim_value
-    return dim.dim_param or None
 
 
 def _batch_axis(shape: tuple[int | str | None, ...], denotations: Sequence[str]) -> int | None:

@@ -16,9 +16,14 @@ def declared_shapes(proto: onnx.ModelProto) -> dict[str, Shape]:
     with suppress(Exception):  # of several unrelated kinds; a model beyond 2 GiB cannot be serialised for it
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     return {
-        value.name: tuple(
-            each.dim_value if each.HasField("dim_value") else None for each in value.type.tensor_type.shape.dim
-        )
+        value.name: tuple(n if isinstance(n, int) else None for n in map(length, value.type.tensor_type.shape.dim))
         for value in (*graph.value_info, *graph.output, *graph.input)
         if value.type.tensor_type.HasField("shape")
     }
+
+
+def length(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A fixed length, the symbol of an open one, None for one without a symbol."""
+    if dim.HasField("dim_value") and dim.dim_value >= 0:  # -1 is how some exporters write "any length"
+        return dim.dim_value
+    return dim.dim_param or None
