@@ -96,7 +96,8 @@ def slower_than_asked(options: Options, frontier: Sequence[FrontierPoint], laten
         asked, saw, has = (f"{each:.2f}x" for each in (wanted, shipped.speedup.median, latency.speedup.median))
     else:
         return ()
-    return (f"{asked} was asked for and {saw} measured on the way, but {has} at last: ask for a little more",) * short
+    note = f"{asked} was asked for and {saw} measured on the way, but {has} at last: ask for a little more"
+    return (note,) if short else ()
 
 
 def _checked_pattern(run: Run, pruned: onnx.ModelProto) -> tuple[str, ...]:

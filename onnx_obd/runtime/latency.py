@@ -106,8 +106,13 @@ def _part_of_progress(
 
 
 def _over_placements(values: Sequence[np.ndarray]) -> Interval:
-    """The median with its interval over the medians of the placements; over the values themselves if there is one."""
-    return median_interval(values[0] if len(values) == 1 else np.array([np.median(column) for column in values]))
+    """The median with its interval."""
+    return median_interval(of_placements(values))
+
+
+def of_placements(values: Sequence[np.ndarray]) -> np.ndarray:
+    """The medians over the sweeps [number of sweeps, ...] of each placement; of one placement its sweeps themselves."""
+    return values[0] if len(values) == 1 else np.array([np.median(sweeps, axis=0) for sweeps in values])
 
 
 def timed_feed(samples: Samples, batch: int) -> Feed:

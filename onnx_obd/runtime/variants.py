@@ -12,7 +12,7 @@ import onnx
 
 from onnx_obd.calibration.samples import Feed
 from onnx_obd.graph.session import CPU, open_session
-from onnx_obd.runtime.latency import time_sweeps
+from onnx_obd.runtime.latency import of_placements, time_sweeps
 
 TOGETHER = 8
 """Variants whose sessions are open at once."""
@@ -60,8 +60,7 @@ def time_variants(
             runs = [partial(sessions[index].run, None, feed) for index in range(len(protos))]
             for_placements.append(time_sweeps(runs, seconds_each * len(protos) / placements, rng, min_sweeps=4))
         times += [np.median(sweeps[:, 0]) for sweeps in for_placements]
-        several = [t[:, 1:] / t[:, :1] for t in for_placements]
-        several = several[0] if len(several) == 1 else np.array([np.median(each, axis=0) for each in several])
+        several = of_placements([sweeps[:, 1:] / sweeps[:, :1] for sweeps in for_placements])
         ratios += np.median(several, axis=0).tolist()
         variances += (VARIANCE_OF_A_MEDIAN * several.var(0, ddof=1) / len(several)).tolist()
         if progress:

@@ -49,7 +49,7 @@ def compare_with_onnxruntime(
     for feed in samples.feeds:
         plain, optimised = (outputs_of(session, names, feed, samples.source) for session in sessions)
         with torch.no_grad():
-            ours = mirror.evaluate([to_torch(feed.get(name)) for name in mirror.input_names])
+            ours = mirror.evaluate(_inputs(mirror, feed))
         for name, value, expected, other in zip(names, ours, plain, optimised, strict=True):
             error = difference(to_numpy(value), expected)
             if error > worst[name][0]:
@@ -65,9 +65,13 @@ def compare_with_onnxruntime(
     return max((error for error, _ in worst.values()), default=0.0)
 
 
+def _inputs(mirror: Mirror, feed: Feed) -> list[Any]:
+    return [to_torch(feed.get(name)) for name in mirror.input_names]
+
+
 def _advice(mirror: Mirror, feed: Feed, position: int, error: float) -> str:
     """What to do about a difference: samples of a wrong scale can be more than single precision bears."""
-    inputs = [to_torch(feed.get(name)) for name in mirror.input_names]
+    inputs = _inputs(mirror, feed)
     with torch.no_grad():
         single, exact = (to_numpy(each.evaluate(inputs)[position]) for each in (mirror, deepcopy(mirror).double()))
     if difference(single, exact) > PRECISE * error:
@@ -105,8 +109,7 @@ def first_divergence(mirror: Mirror, proto: onnx.ModelProto, feed: dict[str, np.
     except (ModelError, RuntimeError):
         return "the first differing node could not be found"
     with torch.no_grad():
-        inputs: Sequence[Any] = [to_torch(feed.get(name)) for name in mirror.input_names]
-        ours = mirror.program.record(mirror.start(inputs))
+        ours = mirror.program.record(mirror.start(_inputs(mirror, feed)))
     for name in wanted:
         value = to_numpy(ours[mirror.slot(name)])
         if hasattr(value, "shape") and difference(value, theirs[name]) > tolerance:

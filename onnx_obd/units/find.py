@@ -84,15 +84,17 @@ class UnitMap:
 
     def elements_of(self, removed: Collection[Unit]) -> int:
         """Weights that go with these units, those they share counted once."""
-        kept = self.kept(removed)
-        sizes = (([axis.length for axis in self.trace.axes[v]], kept.lengths(v)) for v in self.trace.stored)
-        return sum(math.prod(old) - math.prod(new) for old, new in sizes)
+        return self._fewer(removed, self.trace.stored)
 
     def values_of(self, removed: Collection[Unit]) -> int:
         """Values that nodes need not write without these units, per run on the sample."""
-        kept = self.kept(removed)
         written = (v for step in self.trace.steps if not step.folded for v in step.outputs if v in self.trace.axes)
-        sizes = (([axis.length for axis in self.trace.axes[v]], kept.lengths(v)) for v in written)
+        return self._fewer(removed, written)
+
+    def _fewer(self, removed: Collection[Unit], values: Iterable[Value]) -> int:
+        """Elements that these values have fewer without the units."""
+        kept = self.kept(removed)
+        sizes = (([axis.length for axis in self.trace.axes[v]], kept.lengths(v)) for v in values)
         return sum(math.prod(old) - math.prod(new) for old, new in sizes)
 
     def macs_of(self, removed: Collection[Unit]) -> int:

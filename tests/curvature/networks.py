@@ -15,6 +15,8 @@ from onnx_obd.calibration.pictures import Pictures
 from onnx_obd.calibration.samples import Samples
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_torch
+from onnx_obd.recovery import Composer
+from onnx_obd.surgery.mask import snapshot
 
 
 def model(nodes, inputs, outputs, weights, opset=17) -> onnx.ModelProto:
@@ -101,9 +103,4 @@ def dense_hessian_diag(found: Calibration, name: str) -> torch.Tensor:
 
 def pictures_of(found: Calibration) -> Pictures:
     """The pictures among its samples, judged by what its mirror says of them now."""
-
-    @torch.no_grad()
-    def outputs(inputs):
-        return found.mirror.evaluate(inputs, outputs=found.objective.slots)
-
-    return Pictures(found.batches, found.objective, outputs)
+    return Composer(found.batches, found.objective, found.mirror, snapshot(found.mirror)).pictures
