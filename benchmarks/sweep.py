@@ -28,8 +28,7 @@ import torch
 
 from benchmarks.corpus import LOADERS, load_task
 from benchmarks.rows import read_rows, split_at_commas, write_rows
-from benchmarks.units import checked, difference, own_samples, small
-from onnx_obd.calibration.folder import NO_LABELS, load_samples
+from benchmarks.units import AS_BEFORE, checked, difference, samples_of, small
 from onnx_obd.calibration.made_up import made_up_samples
 from onnx_obd.calibration.measure import feeds
 from onnx_obd.calibration.samples import Feed, Samples
@@ -37,10 +36,12 @@ from onnx_obd.errors import OnnxObdError
 from onnx_obd.graph.load import load_model
 from onnx_obd.graph.session import open_session
 from onnx_obd.mirror.mirror import Mirror
+from onnx_obd.mirror.values import to_numpy, to_torch
 from onnx_obd.surgery.shrink_confirm import confirmed_units
 
 HEAD = (
-    "| model | units | frozen | removed | times faster | held-back samples | off | checker | seconds | what it says |\n"
+    "| model | units | frozen | removed | times faster | held-back samples | mirror off | checker | seconds "
+    "| what it says |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 COMMAND, RESULT = "from onnx_obd.cli import main; main()", "smaller.onnx"
@@ -71,17 +72,14 @@ class Row:
 
 def run(corpus: Path, path: Path, data: Path | None, arguments: Sequence[str], count: int, limit: float) -> Row:
     """One model, by the command in a process of its own."""
-    proto, own = load_model(path).proto, own_samples(path, data)
-    if own:
-        samples = load_samples(own, proto, labels=NO_LABELS, limit=count, model_path=path)
-    elif path.stem in LOADERS:
-        samples = load_task(corpus, path.stem).calibration.subset(range(count))
-    else:
-        samples = made_up_samples(proto, count)
+    proto = load_model(path).proto
+    real = samples_of(proto, path, data, count)
+    if real is None and path.stem in LOADERS:
+        real = load_task(corpus, path.stem).calibration.subset(range(count))
+    samples = real or made_up_samples(proto, count)
     mirror = Mirror(proto)
     units = confirmed_units(mirror, feeds(mirror, samples.subset([0]), 1)[0][0])
-    real = own is not None or path.stem in LOADERS
-    row = Row(path.stem, len(units.units), sum(group.count for group in units.frozen), made_up=not real)
+    row = Row(path.stem, len(units.units), sum(group.count for group in units.frozen), made_up=real is None)
     if not units.units:
         return replace(row, said="all frozen" if row.frozen else "has no weights that could be in a unit")
     with TemporaryDirectory() as temporary:
@@ -106,14 +104,13 @@ def _faster(row: Row, path: Path, data: Path, folder: Path, arguments: Sequence[
     told = json.loads(report.read_text("utf-8"))
     why = [note.partition("was not reached: ")[2] for note in told["notes"]]
     why += [note for note in told["notes"] if "was asked for" in note]
-    before, after = checked(onnx.load(path)), checked(onnx.load(result))
     return replace(
         row,
         removed=next((point["units"] for point in told["frontier"] if point["shipped"]), 0),
         speed=told["latency"]["speedup"]["median"],
         agreement=told["exported"]["agreement"],
         moved=told["exported"]["relative_error"],
-        checker="" if after == "valid" else "as before" if after == before else after,
+        checker=checked(onnx.load(path), onnx.load(result)),
         said=next(filter(None, why), ""),
     )
 
@@ -123,11 +120,8 @@ def _off(result: Path, sample: Feed) -> float:
     proto = load_model(result).proto
     mirror = Mirror(proto)
     with torch.no_grad():
-        found = mirror.evaluate([torch.from_numpy(np.array(sample[name])) for name in mirror.input_names])
-    return difference(
-        [value.numpy() if isinstance(value, torch.Tensor) else value for value in found],
-        open_session(proto, optimize=False).run(None, sample),
-    )
+        found = mirror.evaluate([to_torch(sample.get(name)) for name in mirror.input_names])
+    return difference(list(map(to_numpy, found)), open_session(proto, optimize=False).run(None, sample))
 
 
 def _write(samples: Samples, folder: Path) -> Path:
@@ -160,7 +154,7 @@ def summary(rows: Sequence[Row], speedup: float) -> str:
     came = [row for row in rows if row.speed]
     there = sum(row.speed >= speedup for row in came)
     worst = max((row.off for row in came), default=0.0)
-    newly = sum(bool(row.checker) and row.checker != "as before" for row in came)
+    newly = sum(bool(row.checker) and row.checker != AS_BEFORE for row in came)
     return (
         f"{len(came)} of {len(rows)} came out, {there} of them {speedup:g} times as fast or faster; off by {worst:.1g} "
         f"at most; the checker newly objects to {newly}."

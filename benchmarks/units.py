@@ -23,6 +23,7 @@ import click
 import numpy as np
 import onnx
 
+from benchmarks.rows import split_at_commas
 from onnx_obd.calibration.folder import NO_LABELS, load_samples
 from onnx_obd.calibration.made_up import made_up_samples
 from onnx_obd.calibration.measure import feeds
@@ -40,6 +41,7 @@ HEAD = (
     "| model | units | in units, % of weights | of multiplications | frozen | seconds | removed, % of weights | off | "
     "changed | checker |\n|---|---|---|---|---|---|---|---|---|---|"
 )
+AS_BEFORE = "as before"
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,17 @@ class Proof:
 @click.argument("models", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Folder with samples by model name.")
 @click.option("--share", default=0.25, show_default=True, help="Of every family.")
-@click.option("--only", default="", help="Names, separated by commas.")
+@click.option("--only", callback=split_at_commas, default="", help="Names, separated by commas.")
 @click.option("--seed", default=0, show_default=True)
-def main(models: Path, data: Path | None, share: float, only: str, seed: int) -> None:
+def main(models: Path, data: Path | None, share: float, only: list[str], seed: int) -> None:
     click.echo(HEAD)
     worst: list[Proof] = []
     for path in sorted(models.rglob("*.onnx")):
-        if only and path.stem not in only.split(","):
+        if only and path.stem not in only:
             continue
         try:
             source = load_model(path)
-            samples = _samples(source.proto, path, data)
+            samples = samples_of(source.proto, path, data, 1) or made_up_samples(source.proto, 1)
             start = time.perf_counter()
             mirror = Mirror(source.proto)
             units = confirmed_units(mirror, feeds(mirror, samples, 1)[0][0])
@@ -81,29 +83,22 @@ def main(models: Path, data: Path | None, share: float, only: str, seed: int) ->
         click.echo(f"\n{len(worst)} models shrunk; off by {max(proof.off for proof in worst):.1g} at most.")
 
 
-def _samples(proto: onnx.ModelProto, path: Path, data: Path | None) -> Samples:
-    own = own_samples(path, data)
-    if own is None:
-        return made_up_samples(proto, 1)
-    return load_samples(own, proto, labels=NO_LABELS, limit=1, model_path=path)
-
-
-def own_samples(model: Path, data: Path | None) -> Path | None:
-    """The file or folder with the model's name."""
+def samples_of(proto: onnx.ModelProto, model: Path, data: Path | None, count: int) -> Samples | None:
+    """Those in the file or folder with the model's name, if there is one."""
     found = [] if data is None else sorted(data.glob(f"{model.stem}*"))
-    return next((each for each in found if each.stem == model.stem), None)
+    own = next((each for each in found if each.stem == model.stem), None)
+    return own and load_samples(own, proto, labels=NO_LABELS, limit=count, model_path=model)
 
 
 def _proof(proto: onnx.ModelProto, units: UnitMap, samples: Samples, share: float, seed: int) -> Proof:
     going = some_of_each(units.units, share, seed)
     smaller, feed = shrink(proto, units, going), samples.feeds[0]
     zeroed, ours, full = (_run(each, feed) for each in (zero_consumers(proto, going), smaller, proto))
-    before, after = checked(proto), checked(smaller)
     return Proof(
         weights=units.elements_of(going) / max(1, units.elements),
         off=difference(ours, zeroed),
         changed=difference(full, zeroed),
-        checker="" if after == "valid" else "as before" if after == before else after,
+        checker=checked(proto, smaller),
     )
 
 
@@ -124,13 +119,18 @@ def difference(some: Sequence, others: Sequence) -> float:
     return max(found)
 
 
-def checked(proto: onnx.ModelProto) -> str:
-    """What the checker objects to, with shape inference; "valid" if nothing."""
+def checked(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+    """What the checker, with shape inference, objects to in the second; "as before" if in the first too."""
+    objection = _objection(after)
+    return AS_BEFORE if objection and objection == _objection(before) else objection
+
+
+def _objection(proto: onnx.ModelProto) -> str:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         return " ".join(str(error).split())[:80]
-    return "valid"
+    return ""
 
 
 def _row(name: str, units: UnitMap, seconds: float, proof: Proof | None) -> str:
