@@ -20,7 +20,7 @@ from onnx_obd.graph.session import open_session
 from onnx_obd.removal.likely_gains import likely_gains
 from onnx_obd.removal.thinning import Gone, Thinning
 from onnx_obd.runtime.latency import timed_feed
-from onnx_obd.runtime.variants import time_variants
+from onnx_obd.runtime.variants import FEWEST_RUNS, time_variants
 
 SHARES = (0.75, 0.875, 0.5, 0.9375)
 """Of a family, how much is kept in the trials; with many families only the first of these."""
@@ -28,8 +28,8 @@ SHARES = (0.75, 0.875, 0.5, 0.9375)
 SECONDS_EACH, RUNS_EACH, MOST_SECONDS = 0.06, 40, 1.0
 """For the timing of one variant: as long as so many runs take, but no shorter and no longer than that."""
 
-MOST_VARIANTS = 64
-"""Timed in one go."""
+MOST_VARIANTS, MOST_SECONDS_TOGETHER = 64, 64.0
+"""Timed in one go: no more than so many, and one share of each family if more would take longer than that."""
 
 MULTIPLES = ((64, 16), (32, 8), (16, 4), (0, 1))
 """Of a family of at least so many, multiples of so many are tried: kernels pad to such sizes."""
@@ -79,7 +79,9 @@ class TimeOfSizes:
         self, gone: Gone, progress: Callable[[int, int], None] | None
     ) -> tuple[float, dict[int, dict[int, float]]]:
         thinning, left = self.thinning, self.thinning.left(gone)
-        shares = max(1, min(len(SHARES), MOST_VARIANTS // max(1, len(left))))
+        seconds_each = max(SECONDS_EACH, min(RUNS_EACH * self._seconds_of_a_run, MOST_SECONDS))
+        most = min(MOST_VARIANTS, MOST_SECONDS_TOGETHER / max(seconds_each, FEWEST_RUNS * self._seconds_of_a_run))
+        shares = max(1, min(len(SHARES), int(most) // max(1, len(left))))
         trials = [(family, size) for family, units in left.items() for size in sizes_to_try(len(units), shares)]
         makes = [partial(self._variant, gone, family, size) for family, size in trials]
         reference, times, error = time_variants(
@@ -88,7 +90,7 @@ class TimeOfSizes:
             self.feed,
             threads=self.options.threads,
             provider=self.options.provider,
-            seconds_each=max(SECONDS_EACH, min(RUNS_EACH * self._seconds_of_a_run, MOST_SECONDS)),
+            seconds_each=seconds_each,
             progress=progress,
         )
         gains = reference - np.array(times)

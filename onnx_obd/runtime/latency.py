@@ -30,7 +30,8 @@ MIN_SWEEPS = 6
 """With fewer values no pair of order statistics encloses the median with 95 % confidence."""
 
 _SHORTEST_TIMING = 5e-4  # seconds; a shorter run is repeated, so that the clock and the caller cost little
-_WARM_UP_RUNS = 3
+_WARM_UP_RUNS, _WARM_UP_SECONDS = 3, 0.1  # no more of the first once they took the second
+_FEWEST_RUNS = 3  # of each model in one placement: one to warm up, a pair of sweeps
 
 
 def measure_latency(
@@ -50,8 +51,9 @@ def measure_latency(
     Every sweep times each model once, next to each other; sweeps come in pairs, a random order and its reverse, so that
     a drift of the clock rate cancels. The sessions are made anew, in random order, :data:`PLACEMENTS` times. Reported
     are medians over the placements of the medians over their sweeps, for each model and for the ratio within a sweep
-    (not the ratio of the medians), each with a distribution-free 95 % interval. If making the sessions takes more than
-    half of ``seconds``, they are made once, and the interval leaves out what their placement does.
+    (not the ratio of the medians), each with a distribution-free 95 % interval. If making the sessions and the fewest
+    runs of each take more than half of ``seconds``, they are made once, and the interval leaves out what their
+    placement does.
 
     Args:
         original, pruned: models with all their data in memory.
@@ -78,9 +80,11 @@ def measure_latency(
         order = rng.permutation(len(models))
         sessions = {index: open_session(models[index], threads=threads, provider=provider) for index in order}
         if not times:
-            placements = PLACEMENTS if time.perf_counter() - start <= seconds / 2 else 1
+            made = time.perf_counter()
             for session in sessions.values():
                 outputs_of(session, None, feed, samples.source)
+            spent = made - start + _FEWEST_RUNS * (time.perf_counter() - made)
+            placements = PLACEMENTS if spent <= seconds / 2 else 1
         runs = [partial(sessions[index].run, None, feed) for index in range(len(models))]
         min_sweeps = MIN_SWEEPS if placements == 1 else 2
         part = partial(_part_of_progress, progress, len(times), placements)
@@ -171,7 +175,10 @@ def _time(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -
 
 def _warm_up(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """Runs until caches and pools are filled; the shortest time in seconds."""
-    return min(_time(run, 1, clock) for _ in range(_WARM_UP_RUNS))
+    times: list[float] = []
+    while len(times) < _WARM_UP_RUNS and sum(times) < _WARM_UP_SECONDS:
+        times.append(_time(run, 1, clock))
+    return min(times)
 
 
 @contextmanager

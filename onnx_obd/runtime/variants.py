@@ -20,6 +20,12 @@ TOGETHER = 8
 PLACEMENTS = 3
 """How often the sessions are made anew: where its memory lies changes the speed of each by several per cent."""
 
+MIN_SWEEPS = 4
+"""Of each placement."""
+
+FEWEST_RUNS = MIN_SWEEPS + 2
+"""Of each variant: one that shows how long it takes, one to warm up, and the sweeps."""
+
 VARIANCE_OF_A_MEDIAN = math.pi / 2
 """Times that of the mean, for normal errors and many of them."""
 
@@ -44,21 +50,22 @@ def time_variants(
     Args:
         variants: made when their turn comes, a few at a time.
         feed: one run's inputs.
-        seconds_each: how long to run each, over all placements.
+        seconds_each: how long to run each, over all placements; no shorter than ``FEWEST_RUNS`` take. Where sessions
+            or runs take so long that it is less for one placement than that, there is only one.
     """
     rng = np.random.default_rng(seed)
     times, ratios, variances = [], [], []
     for start in range(0, len(variants), TOGETHER):
         protos = [reference, *(make() for make in variants[start : start + TOGETHER])]
+        seconds = seconds_each * len(protos)
         for_placements, placements = [], 1
         while len(for_placements) < placements:
             begin = time.perf_counter()
             sessions = {i: open_session(protos[i], threads=threads, provider=provider) for i in _order(rng, protos)}
-            opening = time.perf_counter() - begin
-            if not for_placements:
-                placements = PLACEMENTS if opening <= seconds_each * len(protos) else 1
             runs = [partial(sessions[index].run, None, feed) for index in range(len(protos))]
-            for_placements.append(time_sweeps(runs, seconds_each * len(protos) / placements, rng, min_sweeps=4))
+            if not for_placements:
+                placements = PLACEMENTS if _shortest(begin, runs[0], len(runs)) <= seconds else 1
+            for_placements.append(time_sweeps(runs, seconds / placements, rng, min_sweeps=MIN_SWEEPS))
         times += [np.median(sweeps[:, 0]) for sweeps in for_placements]
         several = of_placements([sweeps[:, 1:] / sweeps[:, :1] for sweeps in for_placements])
         ratios += np.median(several, axis=0).tolist()
@@ -67,6 +74,13 @@ def time_variants(
             progress(min(start + TOGETHER, len(variants)), len(variants))
     base = 1e6 * float(np.median(times)) if times else 0.0
     return base, [base * ratio for ratio in ratios], base * math.sqrt(np.mean(variances)) if variances else 0.0
+
+
+def _shortest(begin: float, reference: Callable[[], object], count: int) -> float:
+    """Seconds that one placement of so many models takes at least; their sessions have been made since ``begin``."""
+    made = time.perf_counter()
+    reference()
+    return made - begin + (FEWEST_RUNS - 1) * count * (time.perf_counter() - made)
 
 
 def _order(rng: np.random.Generator, protos: Sequence[onnx.ModelProto]) -> list[int]:

@@ -49,3 +49,13 @@ def test_slow_models_are_run_less_often(tmp_path, monkeypatch, run, each):
     monkeypatch.setattr(TimeOfSizes, "_seconds_of_a_run", run)
     TimeOfSizes(Thinning(prepared(tmp_path))).gains(frozenset())
     assert [seconds for _, seconds in timed] == [pytest.approx(each)]
+
+
+def test_of_very_slow_models_one_size_of_each_family_is_tried(tmp_path, monkeypatch):
+    timed = run_by_weights(monkeypatch)
+    thinning = Thinning(prepared(tmp_path))
+    for run in (0.3, 10.0):
+        monkeypatch.setattr(TimeOfSizes, "_seconds_of_a_run", run)
+        TimeOfSizes(thinning).gains(frozenset())
+    (several, _), (one, _) = timed
+    assert several > one == len(thinning.families)

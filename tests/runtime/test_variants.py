@@ -1,13 +1,14 @@
 """Variants beside the model they come from, on a machine whose moods are made up."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from onnx_obd.runtime import variants as module
 from onnx_obd.runtime.latency import time_sweeps
-from onnx_obd.runtime.variants import TOGETHER, time_variants
+from onnx_obd.runtime.variants import PLACEMENTS, TOGETHER, time_variants
 from tests.runtime.test_latency import FakeMachine
 
 
@@ -28,6 +29,7 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(module, "open_session", FakeSession)
     monkeypatch.setattr(module, "time_sweeps", partial(time_sweeps, clock=machine.clock))
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=machine.clock))
     return opened
 
 
@@ -44,6 +46,13 @@ def test_each_is_told_by_its_ratio_to_the_reference(machine):
     assert off / 2 < error / reference < 2 * off
     assert told == [(8, 19), (16, 19), (19, 19)]
     assert set(machine) == {0.002, *seconds}
+
+
+@pytest.mark.parametrize(("seconds", "placements"), [(1e-3, PLACEMENTS), (0.02, 1)])
+def test_slow_models_are_placed_once(machine, seconds, placements):
+    """What would run them more often than asked for is left out."""
+    time_variants(seconds, [lambda: seconds], {}, seconds_each=0.05)
+    assert len(machine) == 2 * placements
 
 
 def test_none_to_time(machine):
