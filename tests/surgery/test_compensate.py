@@ -264,6 +264,32 @@ def test_grams_are_means_over_positions():
         torch.testing.assert_close(block[0], x[:, columns].mT @ x[:, columns] / len(x))
 
 
+def products_of_integers():
+    """QLinearConv with biases, QLinearMatMul."""
+    g, names = Graph(), []
+    scale, middle = g.tensor(np.float32(0.05)), g.tensor(np.uint8(120))
+    parameters = g.tensor(np.float32(0.01)), g.tensor(np.int8(0))
+    x = g.op("QuantizeLinear", g.input("x", "N", 3, 6, 5), scale, middle)
+    for columns, rows in ((3, 8), (8, 4)):
+        names.append(g.tensor(g.generator.integers(-60, 60, (rows, columns, 3, 3)).astype(np.int8)))
+        bias = g.tensor(g.generator.integers(-300, 300, rows).astype(np.int32))
+        x = g.op("QLinearConv", x, scale, middle, names[-1], *parameters, scale, middle, bias)
+    names.append(g.tensor(g.generator.integers(-60, 60, (8, 3)).astype(np.int8)))
+    x = g.op("QLinearMatMul", g.op("Flatten", x), scale, middle, names[-1], *parameters, scale, middle)
+    return g.model(g.op("DequantizeLinear", x, scale, middle)), names
+
+
+def test_products_of_integers_are_refitted():
+    proto, names = products_of_integers()
+    found, original, keep = pruned(proto, names, count=80)
+    operands, skipped = find_operands(found.mirror, found.batches[0], names)
+    assert not skipped and [operand.shift is not None for operand in operands] == [True, True, False]
+    before = found.loss()
+    compensate(found, found, operands, original, keep)
+    assert found.loss() < 0.65 * before  # what is left of it by a refit of the same network in floats
+    assert all((found.mirror.weights[name][~keep[name]] == 0).all() for name in names)
+
+
 def test_half_precision_is_summed_in_single():
     """The sums of squares are far beyond the largest number of half precision."""
     found, original, _ = pruned(linear(), ["w0"])

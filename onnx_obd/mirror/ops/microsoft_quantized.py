@@ -24,7 +24,8 @@ from onnx_obd.mirror.ops import (
     softmax,
 )
 from onnx_obd.mirror.ops import quantize as onnx_quantize
-from onnx_obd.mirror.ops.quantize import bias_grid, on_grid
+from onnx_obd.mirror.ops.quantize import bias_grid, on_grid, values_of
+from onnx_obd.mirror.products import Product, matrix_product, row_bias
 from onnx_obd.mirror.registry import Ints, OutputCount, Stored, family
 from onnx_obd.mirror.values import Quantised, plain
 
@@ -159,9 +160,15 @@ def _qlinear_conv_axes(node: Node) -> str:
     return f"{x}, , , {own} c _*, {own}, {own}, , , {own} -> {y}"
 
 
+def _qlinear_conv_product(position, inputs, attributes) -> Product:
+    x, *others = inputs
+    x = x.movedim(-1, 1) if attributes.get("channels_last") else x
+    return onnx_quantize.qlinear_conv_product(position, (x, *others), attributes)
+
+
 @microsoft_op(
     "QLinearConv", 1, weights=(3,), constants=(1, 4, 6), stored=(on_grid(3, 4, 5), bias_grid(8, 1, 4)),
-    axes=_qlinear_conv_axes,
+    axes=_qlinear_conv_axes, product=_qlinear_conv_product,
 )  # fmt: skip
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
@@ -178,9 +185,17 @@ def qlinear_conv(
 # ---- products
 
 
+def _to_float_product(position, inputs, attributes) -> Product | None:
+    a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias = (*inputs, *[None] * 7)[:7]
+    a, b = values_of(a, a_scale, a_zero_point), values_of(b, b_scale, b_zero_point)
+    found = matrix_product(position, a, b)
+    return found and replace(found, bias=row_bias(6, bias) if position else None)
+
+
 @microsoft_op(
     "MatMulIntegerToFloat", 1, weights=(0, 1), constants=(2, 3), stored=(on_grid(0, 2, 4, -2), on_grid(1, 3, 5, -1)),
     axes=lambda node: f"{linear.matmul_axes(node).partition('->')[0]}, i, neuron, i, neuron, neuron -> ... i neuron",
+    product=_to_float_product,
 )  # fmt: skip
 def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_point=None, bias=None):
     """(a - a_zero_point) (b - b_zero_point) a_scale b_scale + bias; those of b are one number or one per column."""
@@ -188,9 +203,17 @@ def matmul_integer_to_float(a, b, a_scale, b_scale, a_zero_point=None, b_zero_po
     return y if bias is None else y + bias
 
 
+def _dynamic_product(position, inputs, attributes) -> Product | None:
+    a, b, b_scale, b_zero_point, bias = (*inputs, *[None] * 5)[:5]
+    if not position:
+        return None
+    a = values_of(*onnx_quantize.dynamic_quantize_linear(a))
+    return replace(matrix_product(1, a, values_of(b, b_scale, b_zero_point)), bias=row_bias(4, bias))
+
+
 @microsoft_op(
     "DynamicQuantizeMatMul", 1, weights=(0, 1), constants=(2,), stored=(on_grid(1, 2, 3, -1),),
-    axes="_*, _ neuron, neuron, neuron, neuron -> _* neuron",
+    axes="_*, _ neuron, neuron, neuron, neuron -> _* neuron", product=_dynamic_product,
 )  # fmt: skip
 def dynamic_quantize_matmul(a, b, b_scale, b_zero_point=None, bias=None):
     """The same for an ``a`` that is quantised here by its extremes."""
@@ -211,9 +234,19 @@ def _shift_grid(q, a_scale, b_scale, *, alpha=1.0, **_):
     return alpha * a_scale * b_scale, torch.zeros((), dtype=torch.int32)
 
 
+def _qgemm_product(position, inputs, attributes) -> Product:
+    a, a_scale, a_zero_point, b, b_scale, b_zero_point, c, y_scale = (*inputs, None, None)[:8]
+    b_grid = _columns_grid(b, b_scale, b_zero_point, **attributes)
+    a, b = values_of(a, a_scale, a_zero_point), values_of(b, *b_grid)
+    found = linear.gemm_product(1 if position else 0, (a, b, c), attributes)
+    found = replace(found, bias=found.bias and replace(found.bias, position=6))
+    return found if y_scale is None else found.inside()
+
+
 @microsoft_op(
     "QGemm", 1, weights=(0, 3), constants=(1, 4, 7),
     stored=(on_grid(0, 1, 2), Stored(3, (4, 5), _columns_grid), Stored(6, (1, 4), _shift_grid)), axes=_qgemm_axes,
+    product=_qgemm_product,
 )  # fmt: skip
 def qgemm(
     a, a_scale, a_zero_point, b, b_scale, b_zero_point, c=None, y_scale=None, y_zero_point=None, *, alpha=1.0,

@@ -17,8 +17,9 @@ from onnx import TensorProto
 
 from onnx_obd.mirror.axes import Node, names
 from onnx_obd.mirror.ops.cast import NARROW, convert
-from onnx_obd.mirror.ops.convolution import conv
+from onnx_obd.mirror.ops.convolution import conv, conv_product
 from onnx_obd.mirror.ops.linear import matmul_axes
+from onnx_obd.mirror.products import Product, matrix_product
 from onnx_obd.mirror.registry import DType, ElemType, ElemTypes, Stored, op
 from onnx_obd.mirror.second import Call, SecondRule, elementwise, multilinear, viewed
 from onnx_obd.mirror.values import ElementType, Quantised, elem_type_of, plain
@@ -274,6 +275,26 @@ def conv_integer(
     return Quantised.mark(y, torch.int32)
 
 
+def values_of(q, scale, zero_point):
+    """The numbers that the integers stand for."""
+    return _centred(q, zero_point, _working(scale)) * scale
+
+
+def _qlinear_matmul_product(position, inputs, attributes) -> Product | None:
+    a, a_scale, a_zero_point, b, b_scale, b_zero_point, *_ = inputs
+    a_scale, a_zero_point = (_along(each, a.dim(), -2) for each in (a_scale, a_zero_point))
+    b_scale, b_zero_point = (_along(each, b.dim(), -1) for each in (b_scale, b_zero_point))
+    a, b = values_of(a, a_scale, a_zero_point), values_of(b, b_scale, b_zero_point)
+    found = matrix_product(1 if position else 0, a, b)
+    return found and found.inside()
+
+
+def qlinear_conv_product(position, inputs, attributes) -> Product:
+    x, x_scale, x_zero_point, w, *_, b = (*inputs, None)[:9]
+    found = conv_product(1, (values_of(x, x_scale, x_zero_point), w, b), attributes)
+    return replace(found.inside(), bias=found.bias and replace(found.bias, position=8))
+
+
 def _requantise(products, a_scale, b_scale, y_scale, y_zero_point):
     element = ElementType(elem_type_of(y_zero_point), y_zero_point.dtype)
     a_scale, b_scale, y_scale = (scale.to(products.dtype) for scale in (a_scale, b_scale, y_scale))
@@ -308,7 +329,7 @@ def _prepare_qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, 
 @op(
     "QLinearMatMul", 10, 21, second=viewed(_prepare_qlinear_matmul, _requantised(torch.matmul)), weights=(0, 3),
     constants=(1, 4, 6), stored=(on_grid(0, 1, 2, -2), on_grid(3, 4, 5, -1)),
-    axes="... i k, i, i, ... k neuron, neuron, neuron, , -> ... i neuron",
+    axes="... i k, i, i, ... k neuron, neuron, neuron, , -> ... i neuron", product=_qlinear_matmul_product,
 )  # fmt: skip
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
     a, a_scale, _, b, b_scale, _, y_scale, y_zero_point = _prepare_qlinear_matmul(
@@ -336,7 +357,7 @@ def bias_grid(operand: int, *scales: int) -> Stored:
     "QLinearConv", 10, second=viewed(_prepare_qlinear_conv, _requantised(conv)), weights=(3,), constants=(1, 4, 6),
     stored=(on_grid(3, 4, 5), bias_grid(8, 1, 4)),
     axes="n (group c) _*, , , (group channel) c _*, (group channel), (group channel), , , (group channel) "
-    "-> n (group channel) _*",
+    "-> n (group channel) _*", product=qlinear_conv_product,
 )  # fmt: skip
 def qlinear_conv(
     x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, b=None, *, auto_pad="NOTSET",
