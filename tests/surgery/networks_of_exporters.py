@@ -279,6 +279,41 @@ def one_dimensional_through_two() -> onnx.ModelProto:
     return g.model(g.dense(g.op("Relu", g.dense(y, 20, 8)), 8, 3))
 
 
+@network(head=[4], head_dimension=[2], neuron=[2, 8])
+def heads_counted_with_the_batch() -> onnx.ModelProto:
+    """A table of keys repeated for as many heads as there are, divided by those of one sample: DeBERTa's positions."""
+    g = Graph()
+
+    def heads(x: str) -> str:
+        by_head = g.op("Transpose", g.op("Reshape", x, g.ints(-1, 3, 4, 2)), perm=[0, 2, 1, 3])
+        return g.op("Reshape", by_head, g.ints(-1, 3, 2))
+
+    x = g.input("x", "batch", 3, 5)
+    q, keys = heads(g.dense(x, 5, 8)), heads(g.dense(g.weight(1, 3, 6), 6, 8))
+    times = g.op("Div", g.op("Slice", g.op("Shape", q), g.ints(0), g.ints(1)), g.ints(4))
+    keys = g.op("Tile", keys, g.op("Concat", times, g.ints(1, 1), axis=0))
+    weights = g.op("Softmax", g.op("MatMul", q, g.op("Transpose", keys, perm=[0, 2, 1])), axis=-1)
+    y = g.op("Reshape", g.op("MatMul", weights, heads(g.dense(x, 5, 8))), g.ints(-1, 4, 3, 2))
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
+    return g.model(g.dense(g.op("Relu", g.dense(y, 8, 8)), 8, 3))
+
+
+@network(head=[4], head_dimension=[4, 4])
+def one_key_head_for_all_queries() -> onnx.ModelProto:
+    """Keys and values of one head, tiled."""
+    g = Graph()
+    x = g.input("x", "batch", 6, WIDTH)
+
+    def split(y: str, count: int) -> str:
+        return g.op("Transpose", g.op("Reshape", y, g.ints(-1, 6, count, SIZE)), perm=[0, 2, 1, 3])
+
+    q = split(g.dense(x, WIDTH, 4 * SIZE), 4)
+    k, v = (g.op("Tile", split(g.dense(x, WIDTH, SIZE), 1), g.ints(1, 4, 1, 1)) for _ in range(2))
+    scores = g.op("Softmax", g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    y = g.op("Transpose", g.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    return g.model(g.dense(g.op("Reshape", y, g.ints(-1, 6, 4 * SIZE)), 4 * SIZE, WIDTH))
+
+
 @network(neuron=[8])
 def token_expanded_by_choice() -> onnx.ModelProto:
     """PyTorch's expand(batch, -1, -1): Where the size is -1, 1."""

@@ -3,6 +3,7 @@ agree in onnxruntime."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -22,12 +23,17 @@ def zero_consumers(proto: onnx.ModelProto, removed: Collection[Unit]) -> onnx.Mo
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    pieces = defaultdict(list)
     for unit in removed:
-        for piece in unit.slices if unit.paired else [piece for piece in unit.slices if piece.summed]:
-            target = holder(result, piece.path)
-            array = np.array(read_stored(target))
+        for piece in unit.slices:
+            if piece.summed or unit.paired:
+                pieces[piece.path].append(piece)
+    for path, own in pieces.items():  # each tensor once: protobuf keeps what is replaced
+        target = holder(result, path)
+        array = np.array(read_stored(target))
+        for piece in own:
             array[(slice(None),) * piece.axis + (list(piece.indices),)] = 0
-            replace_tensor(target, array)
+        replace_tensor(target, array)
     return result
 
 

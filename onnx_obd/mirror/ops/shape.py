@@ -95,7 +95,18 @@ def expand(x, shape: Ints):
     return x.expand([dim if other == 1 else other for dim, other in zip(own, asked, strict=True)])
 
 
-@movement_op("Tile", 6, 13, axes=MOVED)
+def _tile_axes(node: Node) -> str:
+    """Axes of length 1 that it repeats are made by it."""
+    repeats, shape = node.get("repeats"), node.inputs[0].shape
+    return MOVED if any(n > 1 < r for n, r in zip(shape, repeats, strict=True)) else _expand_axes(node)
+
+
+def _spelled_repeats(node: ShrunkNode) -> dict[str, Any]:
+    lengths = zip(node.inputs[0].shape, node.get("repeats"), node.output_shape(), strict=True)
+    return {"repeats": [new if old == 1 else repeated for old, repeated, new in lengths]}
+
+
+@movement_op("Tile", 6, 13, axes=_tile_axes, spelled=_spelled_repeats)
 def tile(x, repeats: Ints):
     return x.repeat(repeats)
 
