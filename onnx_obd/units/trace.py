@@ -145,7 +145,7 @@ class Tracer:
         return number
 
     def _keep(self, number: Value, value: Any) -> None:
-        if isinstance(value, torch.Tensor) and value.numel() <= SMALL and number not in self.found.variable:
+        if _is_small(value) and number not in self.found.variable:
             self.found.known[number] = value.detach()
 
     # ---- programs
@@ -229,7 +229,7 @@ class Tracer:
                 found.variable.add(number)
             self._keep(number, value)
         found.consumed |= correspondence.consumed
-        own = TracedStep(step, sources, tuple(outputs), _without_values(node), correspondence, folded, moves)
+        own = TracedStep(step, sources, tuple(outputs), _without_values(node, moves), correspondence, folded, moves)
         found.steps.append(own)
         return outputs
 
@@ -304,13 +304,21 @@ class _Followed:
         return True
 
 
-def _without_values(node: Node) -> Node:
-    """The node with shapes instead of tensors, but for small constants: what is kept when it has run."""
+def _is_small(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() <= SMALL
 
-    def shape(value: Any, constant: bool = False) -> Any:
-        if not isinstance(value, torch.Tensor) or (constant and value.numel() <= SMALL):
-            return value
-        return torch.empty(()).expand(value.shape)
 
-    inputs = tuple(map(shape, node.inputs, node.constant))
+def _without_values(node: Node, moves: bool) -> Node:
+    """The node with shapes instead of tensors, but for small constants: what is kept when it has run.
+
+    What says where a node moves the elements of its first input is kept whatever its size: it is run again.
+    """
+
+    def shape(value: Any, kept: bool = False) -> Any:
+        return value if kept or not isinstance(value, torch.Tensor) else torch.empty(()).expand(value.shape)
+
+    inputs = tuple(
+        shape(value, (moves and position > 0) or (node.constant[position] and _is_small(value)))
+        for position, value in enumerate(node.inputs)
+    )
     return Node(node.operator, node.attributes, inputs, tuple(map(shape, node.outputs)), node.constant)

@@ -314,6 +314,20 @@ def one_key_head_for_all_queries() -> onnx.ModelProto:
     return g.model(g.dense(g.op("Reshape", y, g.ints(-1, 6, 4 * SIZE)), 4 * SIZE, WIDTH))
 
 
+@network(head=[4], head_dimension=[4, 4])
+def biases_of_many_pairs() -> onnx.ModelProto:
+    """A bias for every pair of positions, picked from a table by thousands of indices, as in LeViT and TinyViT."""
+    g, length = Graph(), 70
+    x = g.input("x", "batch", length, WIDTH)
+    q, k, v = (g.op("Reshape", g.dense(x, WIDTH, 4 * SIZE), g.ints(0, 0, 4, SIZE)) for _ in range(3))
+    q, k, v = (g.op("Transpose", y, perm=perm) for y, perm in ((q, [0, 2, 1, 3]), (k, [0, 2, 3, 1]), (v, [0, 2, 1, 3])))
+    pairs = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+    biases = g.op("Gather", g.weight(4, length), g.tensor(pairs), axis=1)
+    y = g.op("MatMul", g.op("Softmax", g.op("Add", g.op("MatMul", q, k), biases), axis=-1), v)
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
+    return g.model(g.dense(y, 4 * SIZE, WIDTH))
+
+
 @network(neuron=[8])
 def token_expanded_by_choice() -> onnx.ModelProto:
     """PyTorch's expand(batch, -1, -1): Where the size is -1, 1."""
