@@ -1,8 +1,12 @@
-"""Removing units: every tensor loses the slices, and what spells a size follows. The graph stays what it was."""
+"""Removing units: every tensor loses the slices, and what spells a size follows. The graph stays what it was.
+
+But for copies of nodes that compute shapes, where layers that had one shape get different ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -21,6 +25,8 @@ Tensor = TensorProto | onnx.SparseTensorProto | AttributeProto
 
 def shrink(proto: onnx.ModelProto, units: UnitMap, removed: Collection[Unit]) -> onnx.ModelProto:
     """The model without these units: a copy whose tensors are smaller, with the same nodes, names, inputs and outputs.
+
+    Nodes that compute shapes may be there several times (``Edits.copies``).
 
     If the weights of ``TensorSlice.summed`` slices of the removed units are zero in ``proto``, the result computes
     what ``proto`` does; otherwise what the units contributed is missing.
@@ -45,9 +51,11 @@ def shrink(proto: onnx.ModelProto, units: UnitMap, removed: Collection[Unit]) ->
     for (path, name), (old, new) in edits.attributes.items():
         if new != old:
             _set_attribute(_node(result, path), name, new)
+    names = _Names(result)
     for (path, position), numbers in edits.own.items():
-        _give_own(result, path, position, numbers)
+        _read_own(result, names, _node(result, path), path, position, numbers)
     _mend_shapes(result, units, kept)
+    _give_copies(result, names, edits)
     return result
 
 
@@ -154,17 +162,54 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: int | list[int] | Non
         node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
-def _give_own(proto: onnx.ModelProto, path: Path, position: int, numbers: np.ndarray) -> None:
-    """A new initializer for an input of one node, beside what it reads now."""
-    graph, node = _scope(proto, path), _node(proto, path)
-    taken = {name for _, scope in scopes(proto) for name in _value_names(scope)}
-    name = f"{node.output[0]}_sizes"
-    while name in taken:
-        name += "_"
+class _Names:
+    """Of values and initializers, to which new ones come."""
+
+    def __init__(self, proto: onnx.ModelProto):
+        self.proto = proto
+
+    @cached_property
+    def taken(self) -> set[str]:
+        return {name for _, scope in scopes(self.proto) for name in _value_names(scope)}
+
+    def new(self, wanted: str) -> str:
+        while wanted in self.taken:
+            wanted += "_"
+        self.taken.add(wanted)
+        return wanted
+
+
+def _read_own(
+    proto: onnx.ModelProto, names: _Names, node: onnx.NodeProto, path: Path, position: int, numbers: np.ndarray
+) -> None:
+    """A new initializer beside the node at ``path``, read by ``node`` in the place of what it reads now."""
+    name = names.new(f"{node.output[0]}_sizes")
     while len(node.input) <= position:
         node.input.append("")
-    graph.initializer.append(numpy_helper.from_array(numbers, name))
+    _scope(proto, path).initializer.append(numpy_helper.from_array(numbers, name))
     node.input[position] = name
+
+
+def _give_copies(proto: onnx.ModelProto, names: _Names, edits: Edits) -> None:
+    """Each behind its original; the paths of nodes are those of the original model until all have been made."""
+    made: dict[tuple, str] = {}
+    behind: list[tuple[Path, onnx.NodeProto]] = []
+    for (path, position), (source, others) in edits.copies.items():
+        reader, original = _node(proto, path), _node(proto, source)
+        output = list(original.output).index(reader.input[position])
+        key = source, output, tuple((p, tuple(numbers.reshape(-1).tolist())) for p, numbers in sorted(others.items()))
+        if key not in made:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(original)
+            copy.output[:] = [names.new(f"{name}_again") if name else "" for name in original.output]
+            copy.name = original.name and f"{original.name}_for_{copy.output[output]}"
+            for p, numbers in others.items():
+                _read_own(proto, names, copy, source, p, numbers)
+            behind.append((source, copy))
+            made[key] = copy.output[output]
+        reader.input[position] = made[key]
+    for path, copy in sorted(behind, key=lambda pair: pair[0], reverse=True):
+        _scope(proto, path).node.insert(path[-1] + 1, copy)
 
 
 def _value_names(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterable[str]:

@@ -32,19 +32,22 @@ class Edits:
 
     ``attributes``: (node, attribute) -> old and new value, None where there is none. ``stored``: stored value -> its
     new numbers, without the slices that go. ``own``: (node, input) -> what this node alone is to read there.
+    ``copies``: (node, input) -> the node that computes what it reads there, of which it needs a copy, and what the copy
+    reads itself, by input.
     """
 
     attributes: dict[tuple[Path, str], tuple[Any, Any]] = field(default_factory=dict)
     stored: dict[Value, np.ndarray] = field(default_factory=dict)
     own: dict[tuple[Path, int], np.ndarray] = field(default_factory=dict)
+    copies: dict[tuple[Path, int], tuple[Path, dict[int, np.ndarray]]] = field(default_factory=dict)
 
 
 class Arithmetic:
     """The nodes whose results follow from constants and shapes, run with the shapes that are left.
 
-    ``values``: what could be computed, and the stored tensors it comes from. ``places``: the number of an element as
-    one node reads it -> (value, reader, position). Elements of stored tensors have one, and numbers by themselves that
-    were computed with and are joined with others.
+    ``values``: what could be computed, and the stored tensors it comes from. ``made_by``: value -> the node that
+    computed it. ``places``: the number of an element as one node reads it -> (value, reader, position). Elements of
+    stored tensors have one, and numbers by themselves that were computed with and are joined with others.
     """
 
     def __init__(self, trace: Trace, kept: Kept, edits: Edits | None = None):
@@ -53,7 +56,7 @@ class Arithmetic:
         self.places: dict[int, tuple[Value, Reader, int]] = {}
         self._sources: dict[Value, Sources] = {}
         self._read_as: dict[Reader, Sources] = {}
-        self._made_by: dict[Value, TracedStep] = {}
+        self.made_by: dict[Value, TracedStep] = {}
         for value in trace.stored:
             if value in trace.known:
                 self.values[value] = self._stored(value)
@@ -76,6 +79,9 @@ class Arithmetic:
         if (step.step.path, position) in self.edits.own:
             tensor = torch.from_numpy(self.edits.own[step.step.path, position])
             return tensor, np.zeros(tensor.numel(), np.int64)
+        if (step.step.path, position) in self.edits.copies:
+            tensor = self._of_copy(value, self.edits.copies[step.step.path, position][1])
+            return tensor, np.zeros(tensor.numel(), np.int64)
         tensor = self.values.get(value)
         if tensor is None:
             return None, np.zeros(0, np.int64)
@@ -89,6 +95,14 @@ class Arithmetic:
             self.places.update({start + i: (value, reader, i) for i in range(tensor.numel())})
             self._read_as[reader] = np.arange(start, start + tensor.numel())
         return tensor, self._read_as[reader]
+
+    def _of_copy(self, value: Value, others: Mapping[int, np.ndarray]) -> torch.Tensor:
+        """What a copy of the node that computes ``value`` returns for it, with other inputs."""
+        made = self.made_by[value]
+        inputs = [self.read(made, position)[0] for position in range(len(made.inputs))]
+        for position, numbers in others.items():
+            inputs[position] = torch.from_numpy(numbers)
+        return made.step(*inputs)[made.outputs.index(value)]
 
     def stored(self, place: int) -> bool:
         """Is it the number of an element of a stored tensor?"""
@@ -118,7 +132,7 @@ class Arithmetic:
         found: dict[int, TracedStep] = {}
         pending = [value]
         while pending:
-            step = self._made_by.get(pending.pop())
+            step = self.made_by.get(pending.pop())
             if step is not None and id(step) not in found:
                 found[id(step)] = step
                 pending += () if step.step.operator.shape_only else step.inputs
@@ -192,7 +206,7 @@ class Arithmetic:
             return  # what it reads does not fit any more; whether that matters, the readers of its outputs say
         for value, tensor in zip(step.outputs, result, strict=False):
             if isinstance(tensor, torch.Tensor):
-                self.values[value], self._made_by[value] = tensor, step
+                self.values[value], self.made_by[value] = tensor, step
         if operator.second is movement and not operator.shape_only:
             self._follow(step, inputs, sources)
 

@@ -5,7 +5,8 @@ reaches the node through shape arithmetic (``Concat(Shape(x)[0], 12, 64)`` into 
 with the new shapes; where it then gives something else than the node needs, the stored element it came from is
 changed, and the arithmetic is run once more to see that this was enough. A number that was computed from a length of
 something else, such as the width of the input for that of the queries, is spelled instead where it is joined with
-others or read, if it is the same for all inputs.
+others or read, if it is the same for all inputs. Where nodes that need different sizes read one result, as PyTorch's
+newer exporter writes it, all but the first get a copy of the node that computes it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def size_edits(trace: Trace, kept: Kept) -> Edits:
         required.remove(requirement)
         edits.own[_node_path(requirement.step, requirement.where), requirement.position] = np.array(requirement.numbers)
     arithmetic = Arithmetic(trace, kept)
-    _change(trace, arithmetic, _changes(arithmetic, required), edits)
+    _change(trace, arithmetic, _changes(arithmetic, required, edits), edits)
     arithmetic = Arithmetic(trace, kept, edits)
     for requirement in required:
         numbers, _ = arithmetic.read(requirement.step, requirement.position)
@@ -108,24 +109,55 @@ Changes = dict[Value, dict[Reader, dict[int, int]]]
 """Value -> one that reads it -> position -> the number it must find there."""
 
 
-def _changes(arithmetic: Arithmetic, required: Sequence[Requirement]) -> Changes:
+Change = tuple[Value, Reader, int, int]
+"""A value, one that reads it, a position and the number it must find there."""
+
+
+def _changes(arithmetic: Arithmetic, required: Sequence[Requirement], edits: Edits) -> Changes:
+    """What each asks for; who asks for something else than one before gets a copy to read (``edits.copies``)."""
     found: Changes = defaultdict(lambda: defaultdict(dict))
     for requirement in required:
-        numbers, sources = arithmetic.read(requirement.step, requirement.position)
-        if numbers is None or numbers.numel() != len(requirement.numbers):
-            raise CannotShrink(f"{requirement.where} is computed from data")
-        for index, (number, wanted) in enumerate(zip(numbers.reshape(-1).tolist(), requirement.numbers, strict=True)):
-            place = int(sources[index])
-            if number == wanted and not arithmetic.stored(place):
-                continue
-            value, reader, position, new = _where(arithmetic, requirement, index, place)
-            if found[value][reader].setdefault(position, new) != new:
-                raise CannotShrink(f"{requirement.where} shares a number with a node that needs another")
+        asked: Changes = defaultdict(lambda: defaultdict(dict))
+        disagree = False
+        for value, reader, position, new in _asked(arithmetic, requirement):
+            if asked[value][reader].setdefault(position, new) != new:
+                raise CannotShrink(f"{requirement.where} needs one number to be two")
+            disagree |= found[value][reader].get(position, new) != new
+        if disagree:
+            where = _node_path(requirement.step, requirement.where), requirement.position
+            edits.copies[where] = _copy(arithmetic, requirement, asked)
+            continue
+        for value, by_reader in asked.items():
+            for reader, numbers in by_reader.items():
+                found[value][reader] |= numbers
     return found
 
 
-def _where(arithmetic: Arithmetic, requirement: Requirement, index: int, place: int) -> tuple[Value, Reader, int, int]:
-    """What to change, that the number at ``index`` be the one required: a value, as whom reads it, where, and to what.
+def _asked(arithmetic: Arithmetic, requirement: Requirement) -> Iterator[Change]:
+    numbers, sources = arithmetic.read(requirement.step, requirement.position)
+    if numbers is None or numbers.numel() != len(requirement.numbers):
+        raise CannotShrink(f"{requirement.where} is computed from data")
+    for index, (number, wanted) in enumerate(zip(numbers.reshape(-1).tolist(), requirement.numbers, strict=True)):
+        place = int(sources[index])
+        if number != wanted or arithmetic.stored(place):
+            yield _where(arithmetic, requirement, index, place)
+
+
+def _copy(arithmetic: Arithmetic, requirement: Requirement, asked: Changes) -> tuple[Path, dict[int, np.ndarray]]:
+    """The node whose result is required, and what a copy of it has to read, by input."""
+    made, others = arithmetic.made_by.get(requirement.value), {}
+    for value, by_reader in asked.items():
+        for (path, node, position), numbers in by_reader.items():
+            if made is None or (path, node) != (made.step.path, made.step.node):
+                raise CannotShrink(f"{requirement.where} shares a number with a node that needs another")
+            others[position] = arithmetic.values[value].clone()
+            for index, number in numbers.items():
+                others[position].view(-1)[index] = number
+    return _node_path(made, requirement.where), {position: numbers.numpy() for position, numbers in others.items()}
+
+
+def _where(arithmetic: Arithmetic, requirement: Requirement, index: int, place: int) -> Change:
+    """What to change, that the number at ``index`` be the one required.
 
     A stored element that it is a copy of or was computed from; else the number itself, where it is joined with others
     or read, if it is the same for all inputs.

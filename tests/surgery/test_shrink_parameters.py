@@ -149,6 +149,23 @@ def test_a_size_that_is_read_as_it_was_computed() -> None:
     assert initializer(smaller, node(smaller, "Slice").input[2]) == [4]
 
 
+@pytest.mark.parametrize(("gone", "copies"), [((2, 2, 2), 0), ((0, 1, 0), 1), ((1, 2, 1), 1), ((1, 2, 3), 2)])
+def test_layers_that_read_one_shape_get_their_own_where_they_differ(gone: tuple[int, ...], copies: int) -> None:
+    g = Graph()
+    y = x = g.input("x", "batch", 3, 5)
+    target = g.op("Concat", *lengths_of(g, x)[:2], g.ints(6), axis=0)
+    for _ in gone:
+        y = g.dense(g.op("Reshape", g.op("Tanh", g.dense(y, 5, 6)), target), 6, 5)
+    model = g.model(g.dense(y, 5, 2))
+    units = units_of(model)
+    assert sizes(units) == {"neuron": [5] * 3 + [6] * 3}
+    families = [family for family in units.families().values() if len(family) == 6]
+    removed = [unit for count, family in zip(gone, families, strict=True) for unit in family[:count]]
+    smaller = check(model, removed, units)
+    assert len([each for each in smaller.graph.node if each.op_type == "Concat"]) == 1 + copies
+    assert len({name for each in smaller.graph.node for name in each.output}) == len(smaller.graph.node)
+
+
 @pytest.mark.parametrize("length", [2, "length"])
 def test_a_size_that_depends_on_an_open_length_stays_computed(length: int | str) -> None:
     """On the sample the open length is 1 and the size that of the units alone, on others it is not."""
