@@ -86,7 +86,7 @@ def main(models: Path, data: Path | None, share: float, only: list[str], seed: i
 def samples_of(proto: onnx.ModelProto, model: Path, data: Path | None, count: int) -> Samples | None:
     """Those in the file or folder with the model's name, if there is one."""
     found = [] if data is None else sorted(data.glob(f"{model.stem}*"))
-    own = next((each for each in found if each.stem == model.stem), None)
+    own = next((each for each in found if model.stem in (each.name, each.stem)), None)
     return own and load_samples(own, proto, labels=NO_LABELS, limit=count, model_path=model)
 
 

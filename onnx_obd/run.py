@@ -102,11 +102,11 @@ class Run:
 
     def mirror_of(self, proto: onnx.ModelProto) -> Mirror:
         """The mirror of the model in other sizes, for batches like those of this run's mirror."""
-        mirror = Mirror(proto)
+        mirror = Mirror(proto, beside=self.mirror)
         if not self.freed:
             return mirror
         sample = feeds(mirror, self.scoring.samples.subset([0]), 1)[0][0]
-        return Mirror(with_free_batch(mirror, sample))
+        return Mirror(with_free_batch(mirror, sample), beside=self.mirror)
 
     @property
     def freed(self) -> bool:

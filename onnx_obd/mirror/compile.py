@@ -7,7 +7,7 @@ operator; an operator that ONNX defines by a function body, compiled in its plac
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -49,19 +49,22 @@ class Compiled:
     integers: dict[str, IntegerWeight] = field(default_factory=dict)  # the weights that are stored as integers
 
 
-def compile_model(proto: onnx.ModelProto, precision: Precision) -> Compiled:
+def compile_model(proto: onnx.ModelProto, precision: Precision, first: Collection[str] | None = None) -> Compiled:
     """Compile the main graph.
+
+    Args:
+        first: values of the main graph whose slots come first; None: all of them.
 
     Raises:
         ModelError: the graph is not in order (a value nobody makes, an attribute the operator does not have).
         UnsupportedNodeError: neither the registry nor onnxruntime can run a node.
     """
-    return _Compiler(proto, precision).compile()
+    return _Compiler(proto, precision, first).compile()
 
 
 class _Compiler:
-    def __init__(self, proto: onnx.ModelProto, precision: Precision):
-        self.proto, self.precision = proto, precision
+    def __init__(self, proto: onnx.ModelProto, precision: Precision, first: Collection[str] | None):
+        self.proto, self.precision, self.first = proto, precision, first
         self.weights = find_stored(proto)
         self.weight_at = {weight.path: name for name, weight in self.weights.items()}
         self.functions = {(f.domain, f.name, getattr(f, "overload", "")): i for i, f in enumerate(proto.functions)}
@@ -80,7 +83,7 @@ class _Compiler:
         inputs = [self._declare(scope, name) for name in names]
         self._graph(scope, graph)
         outputs = [self._read(scope, value.name, "graph output") for value in graph.output]
-        slot = self.root.with_stored_last()
+        slot = self.root.with_those_behind()
         outputs = tuple(map(slot, outputs))
         self.parameters, scope.names = (
             {name: slot(number) for name, number in found.items()} for found in (self.parameters, scope.names)
@@ -120,7 +123,8 @@ class _Compiler:
     # ---- names
 
     def _declare(self, scope: Scope, name: str) -> int:
-        slot = scope.builder.slot()
+        last = scope.path == () and self.first is not None and name and name not in self.first
+        slot = scope.builder.slot_behind() if last else scope.builder.slot()
         if name:
             scope.names[name] = slot
         return slot
@@ -152,7 +156,7 @@ class _Compiler:
         if self._is_float_weight(path):
             return scope.builder.from_root(self._parameter_slot(name))
         if name is None or path not in self.constant_at:
-            slot = self.constant_at[path] = self.root.stored_slot()
+            slot = self.constant_at[path] = self.root.slot_behind()
             self.constants[slot] = to_torch(read_tensor(tensor))
             if name is not None:
                 self.stored[slot] = path
@@ -160,7 +164,7 @@ class _Compiler:
 
     def _parameter_slot(self, weight: str) -> int:
         if weight not in self.parameters:
-            self.parameters[weight] = self.root.stored_slot()
+            self.parameters[weight] = self.root.slot_behind()
             self.stored[self.parameters[weight]] = self.weights[weight].path
         return self.parameters[weight]
 

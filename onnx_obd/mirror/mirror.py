@@ -31,15 +31,18 @@ class Mirror(nn.Module):
 
     Args:
         model: a ModelProto (with its external data loaded) or the path of a file.
+        beside: the mirror of a model that this one was made from: values of the main graph that it has too get the same
+            slots here, whatever nodes came to them.
 
     Raises:
         ModelError: the model cannot be read or is not in order.
         UnsupportedNodeError: neither the mirror nor onnxruntime can run a node.
     """
 
-    def __init__(self, model: onnx.ModelProto | str | Path):
+    def __init__(self, model: onnx.ModelProto | str | Path, *, beside: Mirror | None = None):
         super().__init__()
         keep_freed_memory()
+        self._first = None if beside is None else frozenset(beside.value_names)
         self.proto = model if isinstance(model, onnx.ModelProto) else load_model(model).proto
         self._precision = Precision()
         self._compile()
@@ -161,7 +164,7 @@ class Mirror(nn.Module):
     # ---- the machinery
 
     def _compile(self) -> None:
-        self._compiled = compile_model(self.proto, self._precision)
+        self._compiled = compile_model(self.proto, self._precision, self._first)
         self._plans: OrderedDict[tuple, Program] = OrderedDict()
 
     def _bind(self) -> None:

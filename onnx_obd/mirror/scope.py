@@ -17,7 +17,7 @@ class Builder:
     def __init__(self, parent: Builder | None = None):
         self.parent = parent
         self.size = 1  # slot 0: absent
-        self.stored = 0
+        self.behind = 0
         self.steps: list[Step] = []
         self.captures: dict[int, int] = {}  # slot in the parent -> slot here
 
@@ -25,14 +25,14 @@ class Builder:
         self.size += 1
         return self.size - 1
 
-    def stored_slot(self) -> int:
-        """Of a stored tensor, in the root: counted downwards, until ``with_stored_last``."""
-        self.stored -= 1
-        return self.stored
+    def slot_behind(self) -> int:
+        """Of a stored tensor or a new value, in the root: counted downwards, until ``with_those_behind``."""
+        self.behind -= 1
+        return self.behind
 
-    def with_stored_last(self) -> Callable[[int], int]:
-        """Slots as they stay: tensors behind values, so that values keep theirs when a file gets one tensor more."""
-        before, self.size = self.size, self.size - self.stored
+    def with_those_behind(self) -> Callable[[int], int]:
+        """Slots as they stay: these behind the others, so that values keep theirs when a file gets more."""
+        before, self.size = self.size, self.size - self.behind
 
         def slot(number: int) -> int:
             return number if number >= 0 else before - 1 - number

@@ -20,10 +20,31 @@ from onnx_obd.run import prepare
 from onnx_obd.surgery.mask import restore
 from tests.curvature.networks import mlp
 from tests.removal.networks import inputs, prepared, wide
+from tests.surgery.networks import one_shape_for_all_layers
 
 
 def outputs(proto):
     return open_session(proto).run(None, {"x": inputs()})[0]
+
+
+def test_layers_of_one_computed_shape_that_become_different(tmp_path):
+    """The smaller model has a node more than the original, by whose slots its outputs are looked at and trained."""
+    proto = one_shape_for_all_layers()
+    onnx.save(proto, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(40, 1, 6, 12)).astype(np.float32)
+    samples = Samples.from_feeds([{proto.graph.input[0].name: row} for row in x], source="made", batchable=True)
+    run = prepare(load_model(tmp_path / "m.onnx"), samples, Options(speedup=2.0))
+    thinning = Thinning(run)
+    families = [members for members in thinning.units.families().values() if members[0].kind == "head"]
+    assert [len(members) for members in families] == [3, 3]
+    state = thinning.without(thinning.whole, [families[0][0].id, *(unit.id for unit in families[1][:2])])
+    smaller = thinning.run_of(state)
+    assert len(smaller.model.proto.graph.node) > len(proto.graph.node)
+    quality = assess(smaller.held_back, head_values(smaller.held_back), run.original_values, method="", sparsity=0.0)
+    assert quality.loss == pytest.approx(state.quality.loss, rel=1e-3)
+    (batch,) = smaller.held_back.batches
+    theirs = open_session(smaller.model.proto).run(None, {proto.graph.input[0].name: batch.inputs[0].numpy()})[0]
+    np.testing.assert_allclose(head_values(smaller.held_back)[0][0].numpy(), theirs, rtol=1e-4, atol=1e-5)
 
 
 def full_size(run, state):

@@ -238,3 +238,20 @@ def expanded_token() -> onnx.ModelProto:
     token = g.op("Expand", g.weight(1, 1, 8), g.op("Concat", first, g.ints(1, 8), axis=0))
     y = g.op("Add", g.op("Concat", token, g.dense(x, 7, 8), axis=1), g.weight(1, 6, 8))
     return g.model(g.dense(g.op("Relu", y), 8, 3))
+
+
+@network(head=[3, 3], head_dimension=[4] * 4)
+def one_shape_for_all_layers() -> onnx.ModelProto:
+    """As PyTorch's second exporter writes sizes of an open batch and length: once for all nodes that need them."""
+    g, size, width = Graph(), 4, 12
+    y = x = g.input("x", "batch", 6, width)
+    batch, length = (g.op("Shape", x, start=axis, end=axis + 1) for axis in range(2))
+    by_head, packed = (g.op("Concat", batch, length, g.ints(*own), axis=0) for own in ((-1, size), (width,)))
+    for _ in range(2):
+        q, k, v = (
+            g.op("Transpose", g.op("Reshape", g.dense(y, width, width), by_head), perm=[0, 2, 1, 3]) for _ in range(3)
+        )
+        y = g.op("MatMul", g.op("Softmax", g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1), v)
+        y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), packed)
+        y = g.op("Add", g.dense(y, width, width), x)
+    return g.model(g.dense(g.op("LayerNormalization", y, g.weight(width)), width, 5))

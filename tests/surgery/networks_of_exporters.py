@@ -91,23 +91,6 @@ def attention_of_an_open_batch() -> onnx.ModelProto:
     return g.model(g.op("Gemm", y, g.weight(width, 5), g.weight(5)))
 
 
-@network(head=[3, 3], head_dimension=[4] * 4)
-def one_shape_for_all_layers() -> onnx.ModelProto:
-    """As PyTorch's second exporter writes sizes of an open batch and length: once for all nodes that need them."""
-    g, width = Graph(), HEADS * SIZE
-    y = x = g.input("x", "batch", 6, width)
-    batch, length = (g.op("Shape", x, start=axis, end=axis + 1) for axis in range(2))
-    by_head, packed = (g.op("Concat", batch, length, g.ints(*own), axis=0) for own in ((-1, SIZE), (width,)))
-    for _ in range(2):
-        q, k, v = (
-            g.op("Transpose", g.op("Reshape", g.dense(y, width, width), by_head), perm=[0, 2, 1, 3]) for _ in range(3)
-        )
-        y = g.op("MatMul", g.op("Softmax", g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1), v)
-        y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), packed)
-        y = g.op("Add", g.dense(y, width, width), x)
-    return g.model(g.dense(g.op("LayerNormalization", y, g.weight(width)), width, 5))
-
-
 @network(head=[3])
 def attention_by_rank() -> onnx.ModelProto:
     """Attention-23 of [B, N, S, D], as PyTorch's exporter writes scaled_dot_product_attention from opset 23."""
