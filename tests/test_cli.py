@@ -264,3 +264,10 @@ def test_samples_too_short_for_a_node_are_one_line(run, tmp_path):
         np.savez(tmp_path / "data" / f"{number}.npz", x=np.ones((1, 1, 1), np.float32))
     fails(run("short.onnx", "--data", "data", *QUICK), 1, "data", "onnxruntime refuses the samples")
     assert not (tmp_path / "short.obd.onnx").exists()
+
+
+def test_what_deleting_weights_does_not_buy_is_said_where_it_is_asked_for(run, model):
+    for units in ((), ("--remove-units", 0.2)):
+        code, _, err = run(model, "--data", model.parent / "x.npy", "--rounds", 2, "--no-benchmark", *units)
+        assert code == 0
+        assert ("not onnxruntime faster" in err) == (not units)
