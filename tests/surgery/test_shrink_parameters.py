@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnx_obd.graph.declared import declared_shapes
 from onnx_obd.mirror.mirror import Mirror
 from onnx_obd.mirror.values import to_torch
 from onnx_obd.surgery.shrink_parameters import CannotShrink, size_edits
@@ -134,6 +135,22 @@ def test_a_size_that_is_computed_from_a_width_of_something_else() -> None:
     model = g.model(g.dense(g.op("Reshape", g.op("Tanh", g.dense(x, 6, 6)), target), 6, 2))
     joined = node(shrunk(model, {"neuron": [6]}), "Concat").input
     assert joined[0] == node(model, "Concat").input[0] and joined[1] != width
+
+
+def test_a_size_that_is_computed_from_the_width_of_what_is_normalised() -> None:
+    """ONNX's shape inference does not know it: the sizes go through a division."""
+    g = Graph()
+    x = g.input("x", "batch", 3, 6)
+    batch, length, width = lengths_of(g, x)
+    halves = g.op("Div", g.op("Mul", width, g.ints(4)), g.ints(2))
+    y = g.op(
+        "Reshape", x, g.op("Concat", batch, g.op("Mul", length, g.ints(2)), g.op("Div", halves, g.ints(4)), axis=0)
+    )
+    y = g.op("LayerNormalization", y, g.weight(3))
+    assert declared_shapes(g.model(y))[y][-1] == 3
+    target = g.op("Concat", *lengths_of(g, y), axis=0)
+    model = g.model(g.dense(g.op("Reshape", g.op("Tanh", g.dense(y, 3, 3)), target), 3, 2))
+    shrunk(model, {"neuron": [3]})
 
 
 def test_a_size_that_is_read_as_it_was_computed() -> None:
