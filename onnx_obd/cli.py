@@ -13,7 +13,7 @@ import click
 
 from onnx_obd._version import __version__
 from onnx_obd.errors import OnnxObdError, UsageError
-from onnx_obd.options import TRUST, VARIANTS
+from onnx_obd.options import TRUST, UNIT_AMOUNTS, VARIANTS
 from onnx_obd.plan.scope import SCOPES
 
 CPU = "CPUExecutionProvider"
@@ -216,7 +216,7 @@ def prune(
     from onnx_obd.report import render_table, to_json, write_html, write_json
 
     image = {name: options.pop(name) for name in IMAGE_OPTIONS}
-    if not quiet and all(options[name] is None for name in ("speedup", "target_latency", "remove_units")):
+    if not quiet and all(options[name] is None for name in UNIT_AMOUNTS):
         click.echo(WHAT_SPARSITY_BUYS, err=True)
     result = run(
         model,

@@ -15,6 +15,9 @@ VARIANTS = ("delete", "decay", "regrow")
 
 TRUST = ("note", "refine", "stop")
 
+UNIT_AMOUNTS = ("speedup", "target_latency", "remove_units")
+"""Options that remove whole units."""
+
 
 DEFAULT_SPARSITY = 0.5
 
@@ -199,8 +202,7 @@ class Options:
 
     @property
     def _amounts(self) -> list[str]:
-        names = ("speedup", "target_latency", "remove_units")
-        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        return [f"--{name.replace('_', '-')}" for name in UNIT_AMOUNTS if getattr(self, name) is not None]
 
     @property
     def recovers(self) -> bool:

@@ -80,9 +80,10 @@ def _of_step(step: TracedStep, trace: Trace, kept: Kept, edits: Edits) -> Iterat
     positions = {parameter.name: i for i, parameter in enumerate(operator.parameters)}
     for name, new in found.items():
         old = step.node.get(name)
-        old = (
-            old.reshape(-1).tolist() if isinstance(old, torch.Tensor) else list(old) if isinstance(old, tuple) else old
-        )
+        if isinstance(old, torch.Tensor):
+            old = old.reshape(-1).tolist()
+        elif isinstance(old, tuple):
+            old = list(old)
         if name in operator.keywords:
             _set_attribute(edits, step, name, old, new)
         elif new != old or step.inputs[positions[name]] in trace.known:

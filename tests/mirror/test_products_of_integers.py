@@ -51,9 +51,7 @@ def in_rows(output, case, first):
         output = output.mT
     elif case.op_type == "QLinearConv" and not case.attributes.get("channels_last"):
         output = output.movedim(1, -1)
-    return output.reshape(
-        -1, case.attributes.get("group", 1), output.shape[-1] // case.attributes.get("group", 1)
-    ).transpose(0, 1)
+    return output.flatten(0, -2).unflatten(1, (case.attributes.get("group", 1), -1)).transpose(0, 1)
 
 
 @pytest.mark.parametrize(("case", "weight", "data"), CASES, ids=str)

@@ -24,7 +24,7 @@ from onnx_obd.mirror.ops import (
     softmax,
 )
 from onnx_obd.mirror.ops import quantize as onnx_quantize
-from onnx_obd.mirror.ops.quantize import bias_grid, on_grid, values_of
+from onnx_obd.mirror.ops.quantize import bias_grid, on_grid
 from onnx_obd.mirror.products import Product, matrix_product, row_bias
 from onnx_obd.mirror.registry import Ints, OutputCount, Stored, family
 from onnx_obd.mirror.values import Quantised, plain
@@ -187,8 +187,8 @@ def qlinear_conv(
 
 def _to_float_product(position, inputs, attributes) -> Product | None:
     a, b, a_scale, b_scale, a_zero_point, b_zero_point, bias = (*inputs, *[None] * 7)[:7]
-    a, b = values_of(a, a_scale, a_zero_point), values_of(b, b_scale, b_zero_point)
-    found = matrix_product(position, a, b)
+    a = onnx_quantize.dequantize_linear(a, a_scale, a_zero_point, axis=-2)
+    found = matrix_product(position, a, onnx_quantize.dequantize_linear(b, b_scale, b_zero_point, axis=-1))
     return found and replace(found, bias=row_bias(6, bias) if position else None)
 
 
@@ -207,8 +207,9 @@ def _dynamic_product(position, inputs, attributes) -> Product | None:
     a, b, b_scale, b_zero_point, bias = (*inputs, *[None] * 5)[:5]
     if not position:
         return None
-    a = values_of(*onnx_quantize.dynamic_quantize_linear(a))
-    return replace(matrix_product(1, a, values_of(b, b_scale, b_zero_point)), bias=row_bias(4, bias))
+    a = onnx_quantize.dequantize_linear(*onnx_quantize.dynamic_quantize_linear(a))
+    b = onnx_quantize.dequantize_linear(b, b_scale, b_zero_point, axis=-1)
+    return replace(matrix_product(1, a, b), bias=row_bias(4, bias))
 
 
 @microsoft_op(
@@ -236,8 +237,8 @@ def _shift_grid(q, a_scale, b_scale, *, alpha=1.0, **_):
 
 def _qgemm_product(position, inputs, attributes) -> Product:
     a, a_scale, a_zero_point, b, b_scale, b_zero_point, c, y_scale = (*inputs, None, None)[:8]
-    b_grid = _columns_grid(b, b_scale, b_zero_point, **attributes)
-    a, b = values_of(a, a_scale, a_zero_point), values_of(b, *b_grid)
+    a = onnx_quantize.dequantize_linear(a, a_scale, a_zero_point)
+    b = onnx_quantize.dequantize_linear(b, b_scale, b_zero_point, axis=0 if attributes.get("transB") else 1)
     found = linear.gemm_product(1 if position else 0, (a, b, c), attributes)
     found = replace(found, bias=found.bias and replace(found.bias, position=6))
     return found if y_scale is None else found.inside()

@@ -275,23 +275,15 @@ def conv_integer(
     return Quantised.mark(y, torch.int32)
 
 
-def values_of(q, scale, zero_point):
-    """The numbers that the integers stand for."""
-    return _centred(q, zero_point, _working(scale)) * scale
-
-
 def _qlinear_matmul_product(position, inputs, attributes) -> Product | None:
-    a, a_scale, a_zero_point, b, b_scale, b_zero_point, *_ = inputs
-    a_scale, a_zero_point = (_along(each, a.dim(), -2) for each in (a_scale, a_zero_point))
-    b_scale, b_zero_point = (_along(each, b.dim(), -1) for each in (b_scale, b_zero_point))
-    a, b = values_of(a, a_scale, a_zero_point), values_of(b, b_scale, b_zero_point)
-    found = matrix_product(1 if position else 0, a, b)
+    a, a_scale, _, b, b_scale, *_ = _prepare_qlinear_matmul(*inputs)
+    found = matrix_product(1 if position else 0, a * a_scale, b * b_scale)
     return found and found.inside()
 
 
 def qlinear_conv_product(position, inputs, attributes) -> Product:
-    x, x_scale, x_zero_point, w, *_, b = (*inputs, None)[:9]
-    found = conv_product(1, (values_of(x, x_scale, x_zero_point), w, b), attributes)
+    x, x_scale, _, w, *_, b = _prepare_qlinear_conv(*inputs)
+    found = conv_product(1, (x * x_scale, w, b), attributes)
     return replace(found.inside(), bias=found.bias and replace(found.bias, position=8))
 
 
